@@ -1,0 +1,165 @@
+r"""Gradients, Hessian-vector and Gauss-Newton-vector products of a function of a pytree.
+
+Three exact modes and three differences compute :math:`Hv`; all cost about one more gradient or two:
+
+.. math::
+  \text{forward\_over\_reverse: } \partial_v (\nabla L) \qquad
+  \text{reverse\_over\_forward: } \nabla (\partial_v L) \qquad
+  \text{reverse\_over\_reverse: } \nabla \langle \nabla L, v \rangle
+
+.. math::
+  \text{forward: } \tfrac{1}{\epsilon} (\nabla L(\theta + \epsilon v) - \nabla L(\theta)) \quad
+  \text{backward: } \tfrac{1}{\epsilon} (\nabla L(\theta) - \nabla L(\theta - \epsilon v)) \quad
+  \text{central: } \tfrac{1}{2\epsilon} (\nabla L(\theta + \epsilon v) - \nabla L(\theta - \epsilon v))
+
+with :math:`\epsilon = r / \|v\|`: the radius :math:`r` is the length of the perturbation itself.
+
+A complex parameter counts as the pair of its real and imaginary parts. `jax.grad` returns the conjugate
+of the direction of ascent; what this module returns is the direction of ascent, as Optax expects.
+
+References:
+  Pearlmutter, `Fast Exact Multiplication by the Hessian
+  <https://www.bcl.hamilton.ie/~barak/papers/nc-hessian.pdf>`_, 1994
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from optax_igr._core import trees
+
+ValueFn = Callable[[chex.ArrayTree], chex.Array]
+
+EXACT_MODES = ("forward_over_reverse", "reverse_over_forward", "reverse_over_reverse")
+DIFFERENCE_MODES = ("forward_difference", "backward_difference", "central_difference")
+MODES = EXACT_MODES + DIFFERENCE_MODES
+
+
+def gradient(value_fn: ValueFn, params: chex.ArrayTree) -> chex.ArrayTree:
+    """Returns the direction of steepest ascent at `params`, in the dtypes of `params`."""
+    return _conjugate(jax.grad(_scalar(value_fn))(params))
+
+
+def hessian_vector_product(
+    value_fn: ValueFn,
+    params: chex.ArrayTree,
+    vector: chex.ArrayTree,
+    *,
+    mode: str = "forward_over_reverse",
+    radius: chex.Numeric | None = None,
+    gradient_at_params: chex.ArrayTree | None = None,
+) -> chex.ArrayTree:
+    r"""Returns :math:`H v` for the Hessian of `value_fn` at `params`.
+
+    Args:
+      value_fn: `params -> scalar`.
+      params: floating or complex leaves.
+      vector: a tree like `params`.
+      mode: one of `MODES`.
+      radius: the length of a difference's perturbation; None takes `default_radius`.
+      gradient_at_params: the gradient, where it is known; saves a one-sided difference its base.
+
+    Returns:
+      A tree like `params`. A difference takes both its gradients in float32 where a leaf is narrower,
+      and returns float32 there: in bfloat16 the two would differ by rounding alone.
+
+    Raises:
+      ValueError: where `value_fn` contains a `jax.custom_vjp` that the mode cannot differentiate.
+    """
+    if mode in DIFFERENCE_MODES:
+        return _difference(value_fn, params, vector, mode, radius, gradient_at_params)
+    vector = trees.cast_like(vector, params)
+    try:
+        return _EXACT[mode](_scalar(value_fn), params, vector)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise ValueError(
+            f"hvp={mode!r} takes a forward derivative of `value_fn`, which contains a "
+            "`jax.custom_vjp` function that has none. Use hvp='reverse_over_reverse', or a "
+            "difference, which takes gradients alone."
+        ) from error
+
+
+def gauss_newton_vector_product(
+    outputs_fn: Callable[[chex.ArrayTree], chex.ArrayTree],
+    output_loss_fn: ValueFn,
+    params: chex.ArrayTree,
+    vector: chex.ArrayTree,
+) -> chex.ArrayTree:
+    r"""Returns :math:`J^\top H_\ell J v` for outputs with Jacobian J and an output loss with Hessian H.
+
+    References:
+      Schraudolph, `Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent
+      <https://doi.org/10.1162/08997660260028683>`_, 2002
+    """
+    outputs, outputs_tangent = jax.jvp(outputs_fn, (params,), (vector,))
+    curved = hessian_vector_product(output_loss_fn, outputs, outputs_tangent)
+    _, transpose = jax.vjp(outputs_fn, params)
+    (product,) = transpose(_conjugate(curved))
+    return _conjugate(product)
+
+
+def default_radius(mode: str, params: chex.ArrayTree) -> chex.Array:
+    """PLACEHOLDER."""
+    dtypes = [jnp.finfo(trees.widened(x.dtype)).eps for x in jax.tree.leaves(params)]
+    eps = max(dtypes, default=1.0)
+    return jnp.float32(eps ** (1 / 3) if mode == "central_difference" else eps**0.5)
+
+
+def _forward_over_reverse(value_fn, params, vector):
+    return jax.jvp(lambda p: gradient(value_fn, p), (params,), (vector,))[1]
+
+
+def _reverse_over_forward(value_fn, params, vector):
+    return gradient(lambda p: jax.jvp(value_fn, (p,), (vector,))[1], params)
+
+
+def _reverse_over_reverse(value_fn, params, vector):
+    return gradient(lambda p: trees.inner_product(gradient(value_fn, p), vector), params)
+
+
+_EXACT = {
+    "forward_over_reverse": _forward_over_reverse,
+    "reverse_over_forward": _reverse_over_forward,
+    "reverse_over_reverse": _reverse_over_reverse,
+}
+
+
+def _difference(value_fn, params, vector, mode, radius, gradient_at_params):
+    if trees.is_narrow(params):
+        gradient_at_params = None
+    params, vector = trees.widen(params), trees.widen(vector)
+    direction, length = trees.unit(vector)
+    radius = default_radius(mode, params) if radius is None else radius
+
+    def gradient_at(offset):
+        shifted = trees.add(params, trees.cast_like(trees.scale(offset, direction), params))
+        return gradient(value_fn, shifted)
+
+    if mode == "central_difference":
+        difference = trees.subtract(gradient_at(radius), gradient_at(-radius))
+        return trees.scale(length / (2 * radius), difference)
+    base = gradient_at_params
+    base = gradient(value_fn, params) if base is None else base
+    if mode == "forward_difference":
+        difference = trees.subtract(gradient_at(radius), base)
+    else:
+        difference = trees.subtract(base, gradient_at(-radius))
+    return trees.scale(length / radius, difference)
+
+
+def _scalar(value_fn: ValueFn) -> ValueFn:
+    def checked(params):
+        value = value_fn(params)
+        if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise ValueError(f"a value function must return one real number, got {value!r}.")
+        return value
+
+    return checked
+
+
+def _conjugate(tree):
+    return jax.tree.map(lambda x: x.conj() if jnp.iscomplexobj(x) else x, tree)

@@ -1,0 +1,74 @@
+"""Hyper-parameters that are numbers or schedules: their validation and their value at a step."""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def value_at(scalar_or_schedule: optax.ScalarOrSchedule, count: chex.Numeric) -> chex.Numeric:
+    """Returns the hyper-parameter after `count` updates, as `optax.scale_by_learning_rate` does."""
+    return scalar_or_schedule(count) if callable(scalar_or_schedule) else scalar_or_schedule
+
+
+def check_scalar_or_schedule(
+    transform: str,
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raises a `ValueError` that names the argument unless it is a schedule or a number in range.
+
+    A traced number (`optax.inject_hyperparams` makes one of every number) has no value to compare.
+    """
+    if callable(value):
+        return
+    bounds = [
+        f"{sign} {bound}"
+        for sign, bound in ((">=", at_least), (">", above), ("<", below))
+        if bound is not None
+    ]
+    expected = " and ".join(["a real number or a schedule", *bounds])
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number:
+        if not (hasattr(value, "dtype") and jnp.ndim(value) == 0):
+            raise ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
+        if not jnp.issubdtype(value.dtype, jnp.floating | jnp.integer):
+            raise ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
+        try:
+            value = float(value)
+        except jax.errors.ConcretizationTypeError:
+            return
+    in_range = (
+        (at_least is None or value >= at_least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+        and value == value
+    )
+    if not in_range:
+        raise ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
+
+
+def check_positive_integer(transform: str, name: str, value: Any) -> None:
+    """Raises a `ValueError` that names the argument unless it is a Python integer above zero."""
+    if isinstance(value, jax.Array):
+        raise ValueError(
+            f"{transform}: `{name}` must be a Python integer, got an array. Under "
+            f"`optax.inject_hyperparams` name it in `static_args`."
+        )
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{transform}: `{name}` must be a positive integer, got {value!r}.")
+
+
+def check_choice(transform: str, name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises a `ValueError` that names the argument and lists the choices."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{transform}: `{name}` must be one of {listed}; got {value!r}.")

@@ -1,0 +1,152 @@
+"""Pytrees as vectors: inner products in float32 or wider, masks, casts and checks.
+
+An inner product is `sum(x * y)` leaf by leaf, never a ravel: a sharded leaf stays sharded.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def widened(dtype: Any) -> Any:
+    """Returns float32 for a narrower floating dtype, and the dtype itself otherwise."""
+    dtype = jnp.dtype(dtype)
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        return jnp.dtype(jnp.float32)
+    return dtype
+
+
+def widen(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Casts bfloat16 and float16 leaves to float32 and leaves the others alone."""
+    return jax.tree.map(lambda x: jnp.asarray(x, widened(jnp.asarray(x).dtype)), tree)
+
+
+def is_narrow(tree: chex.ArrayTree) -> bool:
+    """Says whether any leaf has fewer bits than float32."""
+    return any(widened(x.dtype) != x.dtype for x in jax.tree.leaves(tree))
+
+
+def cast_like(tree: chex.ArrayTree, reference: chex.ArrayTree) -> chex.ArrayTree:
+    """Casts every leaf to the dtype of its counterpart."""
+    return jax.tree.map(lambda x, r: x.astype(r.dtype), tree, reference)
+
+
+def inner_product(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.Array:
+    r"""Returns :math:`\mathrm{Re}\,\langle x, y \rangle`, accumulated in float32 or wider."""
+
+    def leaf(a, b):
+        a, b = widen((a, b))
+        return jnp.sum(jnp.real(a.conj() * b))
+
+    products = jax.tree.leaves(jax.tree.map(leaf, x, y))
+    dtype = jnp.result_type(jnp.float32, *products) if products else jnp.float32
+    return sum((product.astype(dtype) for product in products), jnp.zeros([], dtype))
+
+
+def squared_norm(x: chex.ArrayTree) -> chex.Array:
+    r"""Returns :math:`\|x\|^2` over all leaves, accumulated in float32 or wider."""
+    return inner_product(x, x)
+
+
+def unit(x: chex.ArrayTree) -> tuple[chex.ArrayTree, chex.Array]:
+    r"""Returns :math:`x / \|x\|` in float32 or wider, and :math:`\|x\|`; zero for a zero tree."""
+    norm = jnp.sqrt(squared_norm(x))
+    # Dividing by one where the norm is zero keeps a zero gradient a zero, where 0/0 is NaN.
+    safe = jnp.where(norm > 0, norm, 1)
+    return scale(1 / safe, widen(x)), norm
+
+
+def scale(factor: chex.Numeric, tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Multiplies every leaf by a real scalar, in the leaf's own dtype."""
+    return jax.tree.map(lambda x: jnp.asarray(factor).astype(jnp.finfo(x.dtype).dtype) * x, tree)
+
+
+def add(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.ArrayTree:
+    """Adds two trees in the wider dtype of each pair of leaves."""
+    return jax.tree.map(jnp.add, x, y)
+
+
+def subtract(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.ArrayTree:
+    """Subtracts two trees in the wider dtype of each pair of leaves."""
+    return jax.tree.map(jnp.subtract, x, y)
+
+
+def all_finite(tree: chex.ArrayTree) -> chex.Array:
+    """Says whether every entry of every leaf is finite."""
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]).all()
+
+
+def select(
+    transform: str, tree: chex.ArrayTree, mask: Any = None
+) -> tuple[chex.ArrayTree, Callable[[chex.ArrayTree], chex.ArrayTree]]:
+    """Splits off the leaves that a derivative is taken with respect to.
+
+    Args:
+      transform: the public name, for the error.
+      tree: the parameters.
+      mask: None (all leaves), a pytree prefix of booleans, or a function that makes one from `tree`.
+
+    Returns:
+      The tree with `None` in the place of every leaf that is masked out or is not a real or complex
+      number, and a function that puts the leaves left out back into a tree of that kind.
+    """
+    mask = mask(tree) if callable(mask) else mask
+    mask = True if mask is None else mask
+    try:
+        selected = jax.tree.map(
+            lambda keep, branch: jax.tree.map(
+                lambda x: x if keep and jnp.issubdtype(x.dtype, jnp.inexact) else None, branch
+            ),
+            mask,
+            tree,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{transform}: `mask` must be a pytree prefix of the parameters: {error}"
+        ) from error
+
+    def fill(replacement: chex.ArrayTree) -> chex.ArrayTree:
+        return jax.tree.map(
+            lambda new, old: old if new is None else new,
+            replacement,
+            tree,
+            is_leaf=lambda x: x is None,
+        )
+
+    return selected, fill
+
+
+def check_like(transform: str, params: chex.ArrayTree, **trees: chex.ArrayTree) -> None:
+    """Raises a `ValueError` that names the leaf where a tree differs from the parameters.
+
+    Structure, shape and dtype are static under `jax.jit`, so this costs nothing at run time.
+    """
+    for name, tree in trees.items():
+        try:
+            chex.assert_trees_all_equal_shapes_and_dtypes(params, tree)
+        except AssertionError as error:
+            raise ValueError(
+                f"{transform}: `{name}` must agree with `params` in structure, shape and dtype; "
+                f"{_first_difference(params, tree)}"
+            ) from error
+
+
+def _first_difference(params: chex.ArrayTree, tree: chex.ArrayTree) -> str:
+    expected, found = (
+        {
+            jax.tree_util.keystr(path): f"{jnp.asarray(x).dtype}{list(jnp.shape(x))}"
+            for path, x in jax.tree_util.tree_leaves_with_path(t)
+        }
+        for t in (params, tree)
+    )
+    for path in expected | found:
+        if expected.get(path) != found.get(path):
+            return (
+                f"leaf {path or 'at the root'} is {found.get(path, 'missing')}, "
+                f"expected {expected.get(path, 'no such leaf')}."
+            )
+    return f"got {jax.tree.structure(tree)}, expected {jax.tree.structure(params)}."
