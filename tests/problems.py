@@ -5,6 +5,7 @@ them: the loss, its micro-batches, and the two halves that a Gauss-Newton produc
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -150,7 +151,7 @@ def tanh_network(
             "kernel": jnp.array(rng.normal(size=(n_in, n_out)) / math.sqrt(n_in), dtype),
             "bias": jnp.array(rng.normal(size=(n_out,)) / 4, dtype),
         }
-        for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+        for n_in, n_out in itertools.pairwise(widths)
     ]
 
     def outputs_fn(params):

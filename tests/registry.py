@@ -5,6 +5,7 @@ gradient, in half precision or under a wrapper would differ from those of the fi
 """
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,7 +39,7 @@ def alias(construct: Construct, base: optax.GradientTransformation):
     return construct()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
     """A transform and what a test must know to run it.
 
@@ -52,7 +53,9 @@ class Entry:
       domain: "real", "positive" or "simplex": where the parameters must lie.
       complex_as: "pair" if a complex parameter acts as the pair of its real and imaginary parts,
         "phase" if the transform only commutes with a common phase (it uses the modulus of an entry).
+      on_targets: hyper-parameters for the target problems, where the curvature reaches 1000.
       num_steps: of Adam at 1e-2 (or of an alias alone) to the targets.
+      acts_on_next_step: what an update computes takes effect one step later, and so do its schedules.
       refuses: demands that it answers with a clear `ValueError` instead: "complex", "scalar leaf".
       without_reverse_mode: it contains a loop of unknown length; a step has forward derivatives alone.
       variant: what sets this line apart from another one of the same transform.
@@ -66,7 +69,9 @@ class Entry:
     eval_params: Callable[[Any, Any], Any] | None = None
     domain: str = "real"
     complex_as: str = "pair"
+    on_targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     num_steps: int = 6_000
+    acts_on_next_step: bool = False
     refuses: frozenset[str] = frozenset()
     without_reverse_mode: bool = False
     variant: str = ""
@@ -98,12 +103,14 @@ class Entry:
         """Returns the hyper-parameters that may be schedules, by their annotation, with their values."""
         hints = typing.get_type_hints(self.transform)
         schedule_types = set(typing.get_args(optax.ScalarOrSchedule))
-        defaults = self.transform.__kwdefaults__ or {}
-        values = {**defaults, **self.hyperparameters}
+        arguments = inspect.signature(self.transform).parameters
+        values = {name: argument.default for name, argument in arguments.items()}
+        values.update(self.hyperparameters)
         return {
             name: values[name]
             for name, hint in hints.items()
-            if schedule_types <= set(typing.get_args(hint)) and values.get(name) is not None
+            if schedule_types <= set(typing.get_args(hint))
+            and isinstance(values[name], (int, float))
         }
 
     def _construct(self, inner, constructor, overrides):
@@ -112,18 +119,23 @@ class Entry:
 
 
 VALUE = ("value_fn",)
-PLAIN = {"norm": "plain"}
-FORWARD = {"hvp": "forward_difference"}
-MICRO = {"coefficient": 1e-2, "num_microbatches": problems.NUM_MICROBATCHES}
+MU = {"coefficient": 1e-2}
+PLAIN = {**MU, "norm": "plain"}
+DIFFERENCE = {**MU, "hvp": "forward_difference", "radius": 1e-2}
+MICRO = {**MU, "num_microbatches": problems.NUM_MICROBATCHES}
 MICRO_VALUE = ("microbatch_value_fn",)
+HOLD = {"reference_learning_rate": 0.1, "learning_rate": 0.05}
+DELAYED = {"acts_on_next_step": True, "on_targets": {"coefficient": 1e-4}}
 
+# fmt: off
 ENTRIES: tuple[Entry, ...] = (
-    Entry(igr.add_gradient_penalty, {"coefficient": 1e-2}, VALUE),
-    Entry(igr.add_gradient_penalty, {"coefficient": 1e-2, **PLAIN}, VALUE, variant="plain"),
-    Entry(igr.add_gradient_penalty, {"coefficient": 1e-2, **FORWARD}, VALUE, variant="difference"),
+    Entry(igr.add_gradient_penalty, MU, VALUE),
+    Entry(igr.add_gradient_penalty, PLAIN, VALUE, variant="plain"),
+    Entry(igr.add_gradient_penalty, DIFFERENCE, VALUE, variant="difference"),
     Entry(igr.add_microbatch_gradient_penalty, MICRO, MICRO_VALUE, static_args=("num_microbatches",)),
     Entry(igr.add_igr, {"step_size": 1e-2}, VALUE),
     Entry(igr.cancel_igr, {"learning_rate": 1e-2, "safeguard": True}, VALUE),
-    Entry(igr.hold_igr, {"reference_learning_rate": 2e-2, "learning_rate": 1e-2}, VALUE),
-    Entry(igr.extrapolated_gradient_penalty, {"coefficient": 1e-3}, place=wrapper, eval_params=igr.extrapolation_eval_params),
+    Entry(igr.hold_igr, HOLD, VALUE),
+    Entry(igr.extrapolated_gradient_penalty, MU, place=wrapper, eval_params=igr.extrapolation_eval_params, **DELAYED),
 )
+# fmt: on
