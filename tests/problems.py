@@ -129,8 +129,12 @@ def mixed_shapes(domain: str = "real", dtype: Any = jnp.float32) -> Problem:
 TARGETS = (parabola, rosenbrock, matrix_parabola, mixed_shapes)
 
 
-def two_weights(dtype: Any = jnp.float64) -> Problem:
-    """E = (y - abx)²/2 with x = 1 and y = 0.6, from (2.8, 3.5): Barrett and Dherin's 2-D model."""
+def two_weights(dtype: Any = None) -> Problem:
+    """E = (y - abx)²/2 with x = 1 and y = 0.6, from (2.8, 3.5): Barrett and Dherin's 2-D model.
+
+    In the widest floating dtype by default.
+    """
+    dtype = jnp.result_type(float) if dtype is None else dtype
 
     def outputs_fn(params):
         a, b = params

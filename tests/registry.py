@@ -101,17 +101,14 @@ class Entry:
 
     def scheduled(self) -> dict[str, float]:
         """Returns the hyper-parameters that may be schedules, by their annotation, with their values."""
-        hints = typing.get_type_hints(self.transform)
         schedule_types = set(typing.get_args(optax.ScalarOrSchedule))
-        arguments = inspect.signature(self.transform).parameters
-        values = {name: argument.default for name, argument in arguments.items()}
-        values.update(self.hyperparameters)
-        return {
-            name: values[name]
-            for name, hint in hints.items()
-            if schedule_types <= set(typing.get_args(hint))
-            and isinstance(values[name], (int, float))
+        arguments = inspect.signature(self.transform, eval_str=True).parameters
+        values = {
+            name: self.hyperparameters.get(name, argument.default)
+            for name, argument in arguments.items()
+            if schedule_types <= set(typing.get_args(argument.annotation))
         }
+        return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
     def _construct(self, inner, constructor, overrides):
         constructor = constructor or self.transform
