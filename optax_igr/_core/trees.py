@@ -9,7 +9,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import optax
+from jax.typing import ArrayLike
 
 
 def widened(dtype: Any) -> Any:
@@ -38,9 +38,9 @@ def cast_like(tree: chex.ArrayTree, reference: chex.ArrayTree) -> chex.ArrayTree
 def inner_product(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.Array:
     r"""Returns :math:`\mathrm{Re}\,\langle x, y \rangle`, accumulated in float32 or wider."""
 
-    def leaf(a, b):
-        a, b = widen((a, b))
-        return jnp.sum(jnp.real(a.conj() * b))
+    def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(widened(a.dtype), widened(b.dtype))
+        return jnp.sum(jnp.real(jnp.conj(a.astype(dtype)) * b.astype(dtype)))
 
     products = jax.tree.leaves(jax.tree.map(leaf, x, y))
     dtype = jnp.result_type(jnp.float32, *products) if products else jnp.float32
@@ -60,7 +60,7 @@ def unit(x: chex.ArrayTree) -> tuple[chex.ArrayTree, chex.Array]:
     return scale(1 / safe, widen(x)), norm
 
 
-def scale(factor: chex.Numeric, tree: chex.ArrayTree) -> chex.ArrayTree:
+def scale(factor: ArrayLike, tree: chex.ArrayTree) -> chex.ArrayTree:
     """Multiplies every leaf by a real scalar, in the leaf's own dtype."""
     return jax.tree.map(lambda x: jnp.asarray(factor).astype(jnp.finfo(x.dtype).dtype) * x, tree)
 
@@ -120,7 +120,7 @@ def select(
     return selected, fill
 
 
-def check_like(transform: str, params: chex.ArrayTree, **trees: chex.ArrayTree) -> None:
+def check_like(transform: str, params: Any, **trees: Any) -> None:
     """Raises a `ValueError` that names the leaf where a tree differs from the parameters.
 
     Structure, shape and dtype are static under `jax.jit`, so this costs nothing at run time.
