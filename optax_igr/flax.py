@@ -26,6 +26,8 @@ import optax
 from flax import nnx
 from flax.training import train_state
 
+import optax_igr
+
 __all__ = ["TrainState", "train_step", "value_fn"]
 
 
@@ -46,8 +48,8 @@ def value_fn(
 
     Returns:
       `params -> scalar`. It takes what `nnx.Optimizer.update` hands to a transform, and equally
-      `nnx.state(model, wrt)`. A parameter that is an `optax.MaskedNode` or None, as it is inside
-      `optax.masked` or `optax.partition`, has its value in the model.
+      `nnx.state(model, wrt)`. It needs no :func:`optax_igr.fill_masked` inside `optax.masked`
+      and `optax.partition`; give these `mask_compatible_extra_args=True`, so that they mask `grad`.
 
     Raises:
       ValueError: from the function, where its argument has other parameters than `wrt` selects.
@@ -74,10 +76,19 @@ def value_fn(
     state = jax.tree.map(lambda x: x, state)
     current = nnx.as_pure(nnx.state(model, wrt, graph=True))
 
+    complete = optax_igr.fill_masked(_identity, current)
+
     def loss_of_params(params: chex.ArrayTree) -> chex.Array:
+        try:
+            params = complete(nnx.as_pure(params))
+        except ValueError as error:
+            raise ValueError(
+                "value_fn: `params` must have the structure of `nnx.state(model, wrt)`; give "
+                f"`value_fn` the `wrt` of the optimizer: {error}"
+            ) from error
         # copy=True makes variables of the present trace, which BatchNorm may then write to.
         copied_model, copied_args = nnx.merge(graphdef, state, copy=True)
-        nnx.update(copied_model, _fill(nnx.as_pure(params), current))
+        nnx.update(copied_model, params)
         return loss_fn(copied_model, *copied_args)
 
     return loss_of_params
@@ -202,21 +213,8 @@ class TrainState(train_state.TrainState):
         )
 
 
-def _fill(params: chex.ArrayTree, current: chex.ArrayTree) -> chex.ArrayTree:
-    """Puts the values of `current` where `params` has none."""
-
-    def is_absent(leaf):
-        return leaf is None or isinstance(leaf, optax.MaskedNode)
-
-    try:
-        return jax.tree.map(
-            lambda new, old: old if is_absent(new) else new, params, current, is_leaf=is_absent
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            "value_fn: `params` must have the structure of `nnx.state(model, wrt)`; give `value_fn` "
-            f"the `wrt` of the optimizer: {error}"
-        ) from error
+def _identity(params: Any) -> Any:
+    return params
 
 
 def _takes_extra_args(tx: Any) -> bool:
