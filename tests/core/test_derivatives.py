@@ -1,5 +1,7 @@
 """Hessian-vector products against dense Hessians in float64, and differences against their own formulas."""
 
+import itertools
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -108,7 +110,7 @@ def mean_squared_error_network(widths, num_samples, dtype=jnp.float32):
     rng = np.random.default_rng(0)
     inputs = jnp.asarray(rng.normal(size=(num_samples, widths[0])), jnp.float32)
     targets = jnp.asarray(rng.normal(size=(num_samples, widths[-1])), jnp.float32)
-    shapes = list(zip(widths[:-1], widths[1:], strict=True))
+    shapes = list(itertools.pairwise(widths))
     params = [jnp.asarray(rng.normal(size=s) / np.sqrt(s[0]), jnp.float32) for s in shapes]
 
     def value_fn(params):
