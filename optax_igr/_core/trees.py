@@ -131,14 +131,37 @@ def check_like(transform: str, params: Any, **trees: Any) -> None:
         except AssertionError as error:
             raise ValueError(
                 f"{transform}: `{name}` must agree with `params` in structure, shape and dtype; "
-                f"{_first_difference(params, tree)}"
+                f"{_first_difference(params, tree, _shape_and_dtype)}"
             ) from error
 
 
-def _first_difference(params: chex.ArrayTree, tree: chex.ArrayTree) -> str:
+def check_state_like(transform: str, params: Any, **trees: Any) -> None:
+    """Raises a `ValueError` that names the leaf where a part of the state differs from the parameters.
+
+    In structure and shape alone: a state may be wider than its parameters.
+    """
+    for name, tree in trees.items():
+        try:
+            chex.assert_trees_all_equal_shapes(params, tree)
+        except AssertionError as error:
+            raise ValueError(
+                f"{transform}: `{name}` of the state must agree with `params` in structure and shape; "
+                f"{_first_difference(params, tree, _shape)}"
+            ) from error
+
+
+def _shape(x: Any) -> str:
+    return f"of shape {list(jnp.shape(x))}"
+
+
+def _shape_and_dtype(x: Any) -> str:
+    return f"{jnp.asarray(x).dtype}{list(jnp.shape(x))}"
+
+
+def _first_difference(params: chex.ArrayTree, tree: chex.ArrayTree, describe: Callable) -> str:
     expected, found = (
         {
-            jax.tree_util.keystr(path): f"{jnp.asarray(x).dtype}{list(jnp.shape(x))}"
+            jax.tree_util.keystr(path): describe(x)
             for path, x in jax.tree_util.tree_leaves_with_path(t)
         }
         for t in (params, tree)

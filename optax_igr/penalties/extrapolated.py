@@ -106,6 +106,7 @@ def extrapolated_gradient_penalty(
         extra_args.require(_NAME, params=params)
         gradient = updates if grad is None else grad
         trees.check_like(_NAME, params, updates=updates, grad=gradient)
+        trees.check_state_like(_NAME, params, displacement=state.displacement)
         if grad is not None:
             extra["grad"] = grad
         evaluated = extrapolation_eval_params(state, params)
