@@ -104,11 +104,11 @@ def extrapolated_gradient_penalty(
 
     def update(updates, state, params=None, *, grad=None, **extra):
         extra_args.require(_NAME, params=params)
-        gradient = updates if grad is None else grad
+        gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(_NAME, params, updates=updates, grad=gradient)
         trees.check_state_like(_NAME, params, displacement=state.displacement)
         if grad is not None:
-            extra["grad"] = grad
+            extra["grad"] = gradient
         evaluated = extrapolation_eval_params(state, params)
         inner_updates, inner_state = inner.update(updates, state.inner_state, evaluated, **extra)
         # The displacement acts on the gradient of the next step, so it takes that step's coefficient.

@@ -80,7 +80,7 @@ def add_microbatch_gradient_penalty(
     def update(updates, state, params=None, *, microbatch_value_fn=None, grad=None, **unused):
         del unused
         extra_args.require(transform, params=params, microbatch_value_fn=microbatch_value_fn)
-        gradient = updates if grad is None else grad
+        gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(transform, params, updates=updates, grad=gradient)
         selected, fill = gradient_norm.selection(transform, params, options)
         radius_now = gradient_norm.radius_at(options, state.count)
