@@ -53,6 +53,10 @@ def add_microbatch_gradient_penalty(
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
 
+    .. note::
+      A line search of Optax in the same chain refuses every keyword that its `value_fn` does not name. There, define
+      `value_fn(params, *, microbatch_value_fn=None)`.
+
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optax_igr
       >>> loss_fn = lambda w, x: jnp.mean((w - x) ** 2)
