@@ -1,5 +1,20 @@
-"""Gradient transformations for JAX and Optax: what is minimised, in which geometry, and how far."""
+"""Gradient transformations for JAX and Optax: what is minimised, in which geometry, and how far.
+
+The rooms: `penalties`.
+"""
 
 import importlib.metadata
+
+from optax_igr._core.value_functions import fill_masked as fill_masked
+from optax_igr._core.value_functions import microbatched as microbatched
+from optax_igr.penalties import add_gradient_penalty as add_gradient_penalty
+from optax_igr.penalties import add_igr as add_igr
+from optax_igr.penalties import add_microbatch_gradient_penalty as add_microbatch_gradient_penalty
+from optax_igr.penalties import cancel_igr as cancel_igr
+from optax_igr.penalties import extrapolated_gradient_penalty as extrapolated_gradient_penalty
+from optax_igr.penalties import extrapolation_eval_params as extrapolation_eval_params
+from optax_igr.penalties import hold_igr as hold_igr
+from optax_igr.penalties import igr_coefficient as igr_coefficient
+from optax_igr.penalties import modified_loss as modified_loss
 
 __version__ = importlib.metadata.version("optax_igr")

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_igr._core import trees
+from optax_igr._core.hyperparameters import Scalar
 
 ValueFn = Callable[[chex.ArrayTree], chex.Array]
 
@@ -48,7 +49,7 @@ def hessian_vector_product(
     vector: chex.ArrayTree,
     *,
     mode: str = "forward_over_reverse",
-    radius: chex.Numeric | None = None,
+    radius: Scalar | None = None,
     gradient_at_params: chex.ArrayTree | None = None,
 ) -> chex.ArrayTree:
     r"""Returns :math:`H v` for the Hessian of `value_fn` at `params`.
@@ -73,8 +74,9 @@ def hessian_vector_product(
     vector = trees.cast_like(vector, params)
     try:
         return _EXACT[mode](_scalar(value_fn), params, vector)
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
+    except (TypeError, NotImplementedError) as error:
+        # JAX names either the function or the linear map that stands for its backward rule.
+        if "custom_vjp" not in str(error) and "custom_lin" not in str(error):
             raise
         raise ValueError(
             f"hvp={mode!r} takes a forward derivative of `value_fn`, which contains a "
@@ -102,11 +104,26 @@ def gauss_newton_vector_product(
     return _conjugate(product)
 
 
-def default_radius(mode: str, params: chex.ArrayTree) -> chex.Array:
-    """PLACEHOLDER."""
-    dtypes = [jnp.finfo(trees.widened(x.dtype)).eps for x in jax.tree.leaves(params)]
-    eps = max(dtypes, default=1.0)
-    return jnp.float32(eps ** (1 / 3) if mode == "central_difference" else eps**0.5)
+def default_radius(mode: str, params: chex.ArrayTree) -> float:
+    r"""Returns the length of a difference's perturbation: :math:`3\sqrt\varepsilon` or :math:`2\sqrt[3]\varepsilon`.
+
+    The two errors of a difference, curvature of the gradient (grows with the radius) and rounding (falls
+    with it), balance near :math:`\varepsilon^{1/2}` for a one-sided and :math:`\varepsilon^{1/3}` for a
+    central difference. Measured in float32 on nine tanh networks of 178 to 2.9 million parameters, fresh
+    and trained, the relative error of :math:`Hg` was (least and largest over the networks):
+
+    ======== =============== =============== =============== =============== ===============
+    radius   1e-4            3e-4            1e-3            1e-2            1e-1
+    ======== =============== =============== =============== =============== ===============
+    forward  1e-3 to 3e-2    4e-4 to 7e-3    7e-4 to 3e-3    3e-3 to 2e-2    3e-2 to 2e-1
+    central  5e-4 to 2e-2    2e-4 to 4e-3    5e-5 to 2e-3    3e-5 to 5e-4    8e-4 to 5e-2
+    ======== =============== =============== =============== =============== ===============
+
+    The best radius did not follow the norm of the parameters (5 to 56), so none is computed.
+    """
+    epsilons = [float(jnp.finfo(trees.widened(x.dtype)).eps) for x in jax.tree.leaves(params)]
+    epsilon = max(epsilons, default=1.0)
+    return 2 * epsilon ** (1 / 3) if mode == "central_difference" else 3 * epsilon**0.5
 
 
 def _forward_over_reverse(value_fn, params, vector):
@@ -132,29 +149,32 @@ def _difference(value_fn, params, vector, mode, radius, gradient_at_params):
     if trees.is_narrow(params):
         gradient_at_params = None
     params, vector = trees.widen(params), trees.widen(vector)
-    direction, length = trees.unit(vector)
     radius = default_radius(mode, params) if radius is None else radius
+    length = jnp.sqrt(trees.squared_norm(vector))
+    # A zero vector is not perturbed at all, whatever stands here.
+    epsilon = radius / jnp.where(length > 0, length, 1)
 
     def gradient_at(offset):
-        shifted = trees.add(params, trees.cast_like(trees.scale(offset, direction), params))
-        return gradient(value_fn, shifted)
+        shift = trees.cast_like(trees.scale(offset, vector), params)
+        return gradient(value_fn, trees.add(params, shift))
 
     if mode == "central_difference":
-        difference = trees.subtract(gradient_at(radius), gradient_at(-radius))
-        return trees.scale(length / (2 * radius), difference)
+        difference = trees.subtract(gradient_at(epsilon), gradient_at(-epsilon))
+        return trees.scale(1 / (2 * epsilon), difference)
     base = gradient_at_params
     base = gradient(value_fn, params) if base is None else base
     if mode == "forward_difference":
-        difference = trees.subtract(gradient_at(radius), base)
+        difference = trees.subtract(gradient_at(epsilon), base)
     else:
-        difference = trees.subtract(base, gradient_at(-radius))
-    return trees.scale(length / radius, difference)
+        difference = trees.subtract(base, gradient_at(-epsilon))
+    return trees.scale(1 / epsilon, difference)
 
 
 def _scalar(value_fn: ValueFn) -> ValueFn:
     def checked(params):
         value = value_fn(params)
-        if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        is_array = hasattr(value, "shape") and hasattr(value, "dtype")
+        if not is_array or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(f"a value function must return one real number, got {value!r}.")
         return value
 

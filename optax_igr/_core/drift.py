@@ -15,12 +15,10 @@ References:
   <https://arxiv.org/abs/2302.00849>`_, 2023
 """
 
-import chex
+from optax_igr._core.hyperparameters import Scalar
 
 
-def gradient_weight_moments(
-    momentum: chex.Numeric, nesterov: bool, ema: bool
-) -> tuple[chex.Numeric, chex.Numeric]:
+def gradient_weight_moments(momentum: Scalar, nesterov: bool, ema: bool) -> tuple[Scalar, Scalar]:
     r"""Returns :math:`S = \sum_k w_k` and :math:`M = \sum_k k w_k` for the weights of past gradients.
 
     Heavy ball has :math:`w_k = \beta^k`; Nesterov's form in Optax has :math:`w_0 = 1 + \beta` and
@@ -36,8 +34,8 @@ def gradient_weight_moments(
 
 
 def implicit_coefficient(
-    learning_rate: chex.Numeric, momentum: chex.Numeric, nesterov: bool, ema: bool
-) -> chex.Numeric:
+    learning_rate: Scalar, momentum: Scalar, nesterov: bool, ema: bool
+) -> Scalar:
     r"""Returns :math:`c = \frac{h}{4}(S + 2M)`, the coefficient of :math:`\|\nabla L\|^2`."""
     total, first_moment = gradient_weight_moments(momentum, nesterov, ema)
     return learning_rate / 4 * (total + 2 * first_moment)

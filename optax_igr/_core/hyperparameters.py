@@ -1,18 +1,23 @@
 """Hyper-parameters that are numbers or schedules: their validation and their value at a step."""
 
+import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+
+Scalar = float | jax.Array
 
 
-def value_at(scalar_or_schedule: optax.ScalarOrSchedule, count: chex.Numeric) -> chex.Numeric:
+def value_at(scalar_or_schedule: optax.ScalarOrSchedule, count: ArrayLike) -> Scalar:
     """Returns the hyper-parameter after `count` updates, as `optax.scale_by_learning_rate` does."""
-    return scalar_or_schedule(count) if callable(scalar_or_schedule) else scalar_or_schedule
+    if callable(scalar_or_schedule):
+        return cast(Scalar, scalar_or_schedule(count))
+    return scalar_or_schedule
 
 
 def check_scalar_or_schedule(
@@ -36,24 +41,21 @@ def check_scalar_or_schedule(
         if bound is not None
     ]
     expected = " and ".join(["a real number or a schedule", *bounds])
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number:
-        if not (hasattr(value, "dtype") and jnp.ndim(value) == 0):
-            raise ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
-        if not jnp.issubdtype(value.dtype, jnp.floating | jnp.integer):
-            raise ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
-        try:
-            value = float(value)
-        except jax.errors.ConcretizationTypeError:
-            return
+    error = ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
+    if not _is_real_scalar(value):
+        raise error
+    try:
+        number = float(value)
+    except jax.errors.ConcretizationTypeError:
+        return
     in_range = (
-        (at_least is None or value >= at_least)
-        and (above is None or value > above)
-        and (below is None or value < below)
-        and value == value
+        (at_least is None or number >= at_least)
+        and (above is None or number > above)
+        and (below is None or number < below)
+        and not math.isnan(number)
     )
     if not in_range:
-        raise ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
+        raise error
 
 
 def check_positive_integer(transform: str, name: str, value: Any) -> None:
@@ -72,3 +74,12 @@ def check_choice(transform: str, name: str, value: Any, choices: Sequence[str]) 
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{transform}: `{name}` must be one of {listed}; got {value!r}.")
+
+
+def _is_real_scalar(value: Any) -> bool:
+    if hasattr(value, "dtype"):
+        is_real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(
+            value.dtype, jnp.integer
+        )
+        return is_real and jnp.ndim(value) == 0
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

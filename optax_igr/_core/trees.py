@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 
 def widened(dtype: Any) -> Any:
@@ -38,9 +39,9 @@ def cast_like(tree: chex.ArrayTree, reference: chex.ArrayTree) -> chex.ArrayTree
 def inner_product(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.Array:
     r"""Returns :math:`\mathrm{Re}\,\langle x, y \rangle`, accumulated in float32 or wider."""
 
-    def leaf(a, b):
-        a, b = widen((a, b))
-        return jnp.sum(jnp.real(a.conj() * b))
+    def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(widened(a.dtype), widened(b.dtype))
+        return jnp.sum(jnp.real(jnp.conj(a.astype(dtype)) * b.astype(dtype)))
 
     products = jax.tree.leaves(jax.tree.map(leaf, x, y))
     dtype = jnp.result_type(jnp.float32, *products) if products else jnp.float32
@@ -60,7 +61,7 @@ def unit(x: chex.ArrayTree) -> tuple[chex.ArrayTree, chex.Array]:
     return scale(1 / safe, widen(x)), norm
 
 
-def scale(factor: chex.Numeric, tree: chex.ArrayTree) -> chex.ArrayTree:
+def scale(factor: ArrayLike, tree: chex.ArrayTree) -> chex.ArrayTree:
     """Multiplies every leaf by a real scalar, in the leaf's own dtype."""
     return jax.tree.map(lambda x: jnp.asarray(factor).astype(jnp.finfo(x.dtype).dtype) * x, tree)
 
@@ -75,9 +76,26 @@ def subtract(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(jnp.subtract, x, y)
 
 
-def all_finite(tree: chex.ArrayTree) -> chex.Array:
+def all_finite(tree: chex.ArrayTree) -> jax.Array:
     """Says whether every entry of every leaf is finite."""
-    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]).all()
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.asarray(finite))
+
+
+def mask_like(tree: Any, params: Any) -> Any:
+    """Puts `optax.MaskedNode` where `params` has it, as `optax.masked` does to the updates alone.
+
+    An extra argument such as `grad` arrives there with all its leaves.
+    """
+
+    def is_masked(x):
+        return isinstance(x, optax.MaskedNode)
+
+    try:
+        return jax.tree.map(lambda p, x: p if is_masked(p) else x, params, tree, is_leaf=is_masked)
+    except ValueError:
+        # Trees that do not match are for `check_like` to report.
+        return tree
 
 
 def select(
@@ -120,7 +138,7 @@ def select(
     return selected, fill
 
 
-def check_like(transform: str, params: chex.ArrayTree, **trees: chex.ArrayTree) -> None:
+def check_like(transform: str, params: Any, **trees: Any) -> None:
     """Raises a `ValueError` that names the leaf where a tree differs from the parameters.
 
     Structure, shape and dtype are static under `jax.jit`, so this costs nothing at run time.
@@ -131,14 +149,37 @@ def check_like(transform: str, params: chex.ArrayTree, **trees: chex.ArrayTree) 
         except AssertionError as error:
             raise ValueError(
                 f"{transform}: `{name}` must agree with `params` in structure, shape and dtype; "
-                f"{_first_difference(params, tree)}"
+                f"{_first_difference(params, tree, _shape_and_dtype)}"
             ) from error
 
 
-def _first_difference(params: chex.ArrayTree, tree: chex.ArrayTree) -> str:
+def check_state_like(transform: str, params: Any, **trees: Any) -> None:
+    """Raises a `ValueError` that names the leaf where a part of the state differs from the parameters.
+
+    In structure and shape alone: a state may be wider than its parameters.
+    """
+    for name, tree in trees.items():
+        try:
+            chex.assert_trees_all_equal_shapes(params, tree)
+        except AssertionError as error:
+            raise ValueError(
+                f"{transform}: `{name}` of the state must agree with `params` in structure and shape; "
+                f"{_first_difference(params, tree, _shape)}"
+            ) from error
+
+
+def _shape(x: Any) -> str:
+    return f"of shape {list(jnp.shape(x))}"
+
+
+def _shape_and_dtype(x: Any) -> str:
+    return f"{jnp.asarray(x).dtype}{list(jnp.shape(x))}"
+
+
+def _first_difference(params: chex.ArrayTree, tree: chex.ArrayTree, describe: Callable) -> str:
     expected, found = (
         {
-            jax.tree_util.keystr(path): f"{jnp.asarray(x).dtype}{list(jnp.shape(x))}"
+            jax.tree_util.keystr(path): describe(x)
             for path, x in jax.tree_util.tree_leaves_with_path(t)
         }
         for t in (params, tree)

@@ -1,0 +1,129 @@
+"""Every public transform of the library, one line each; `test_contract.py` asks the same of all.
+
+A second line for a transform (with a `variant`) is for a second code path: one whose failures at a zero
+gradient, in half precision or under a wrapper would differ from those of the first.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+
+import optax_igr as igr
+from tests import problems
+
+Construct = Callable[..., optax.GradientTransformationExtraArgs]
+
+
+def first(construct: Construct, base: optax.GradientTransformation):
+    """The transform sees the raw gradient: penalties, gains, directions."""
+    return optax.chain(construct(), base)
+
+
+def last(construct: Construct, base: optax.GradientTransformation):
+    """The transform sees the additive update: geometries, caps."""
+    return optax.chain(base, construct())
+
+
+def wrapper(construct: Construct, base: optax.GradientTransformation):
+    """The transform takes the optimizer as its first argument."""
+    return construct(base)
+
+
+def alias(construct: Construct, base: optax.GradientTransformation):
+    """The transform is an optimizer."""
+    del base
+    return construct()
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A transform and what a test must know to run it.
+
+    Attributes:
+      transform: the public function.
+      hyperparameters: its arguments; the inner optimizer of a wrapper is not among them.
+      needs: the extra arguments that it requires.
+      place: how it becomes an optimizer together with a base optimizer.
+      static_args: hyper-parameters that `optax.inject_hyperparams` must leave alone.
+      eval_params: `(state, params) -> params` where the loop does not hold the parameters themselves.
+      domain: "real", "positive" or "simplex": where the parameters must lie.
+      complex_as: "pair" if a complex parameter acts as the pair of its real and imaginary parts,
+        "phase" if the transform only commutes with a common phase (it uses the modulus of an entry).
+      num_steps: of Adam at 1e-2 (or of an alias alone) to the targets.
+      refuses: demands that it answers with a clear `ValueError` instead: "complex", "scalar leaf".
+      without_reverse_mode: it contains a loop of unknown length; a step has forward derivatives alone.
+      variant: what sets this line apart from another one of the same transform.
+    """
+
+    transform: Construct
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    place: Callable[[Construct, optax.GradientTransformation], Any] = first
+    static_args: tuple[str, ...] = ()
+    eval_params: Callable[[Any, Any], Any] | None = None
+    domain: str = "real"
+    complex_as: str = "pair"
+    num_steps: int = 6_000
+    refuses: frozenset[str] = frozenset()
+    without_reverse_mode: bool = False
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.transform.__name__
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.variant}" if self.variant else self.name
+
+    def optimizer(
+        self,
+        base: optax.GradientTransformation | None = None,
+        *,
+        constructor: Construct | None = None,
+        **overrides: Any,
+    ) -> optax.GradientTransformationExtraArgs:
+        """Returns the transform together with `base`, which is gradient descent by default."""
+        base = optax.sgd(0.05) if base is None else base
+        return self.place(lambda *inner: self._construct(inner, constructor, overrides), base)
+
+    def alone(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
+        """Returns the transform itself; a wrapper holds gradient descent."""
+        inner = (optax.sgd(0.05),) if self.place is wrapper else ()
+        return self._construct(inner, None, overrides)
+
+    def scheduled(self) -> dict[str, float]:
+        """Returns the hyper-parameters that may be schedules, by their annotation, with their values."""
+        hints = typing.get_type_hints(self.transform)
+        schedule_types = set(typing.get_args(optax.ScalarOrSchedule))
+        defaults = self.transform.__kwdefaults__ or {}
+        values = {**defaults, **self.hyperparameters}
+        return {
+            name: values[name]
+            for name, hint in hints.items()
+            if schedule_types <= set(typing.get_args(hint)) and values.get(name) is not None
+        }
+
+    def _construct(self, inner, constructor, overrides):
+        constructor = constructor or self.transform
+        return constructor(*inner, **{**self.hyperparameters, **overrides})
+
+
+VALUE = ("value_fn",)
+PLAIN = {"norm": "plain"}
+FORWARD = {"hvp": "forward_difference"}
+MICRO = {"coefficient": 1e-2, "num_microbatches": problems.NUM_MICROBATCHES}
+MICRO_VALUE = ("microbatch_value_fn",)
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(igr.add_gradient_penalty, {"coefficient": 1e-2}, VALUE),
+    Entry(igr.add_gradient_penalty, {"coefficient": 1e-2, **PLAIN}, VALUE, variant="plain"),
+    Entry(igr.add_gradient_penalty, {"coefficient": 1e-2, **FORWARD}, VALUE, variant="difference"),
+    Entry(igr.add_microbatch_gradient_penalty, MICRO, MICRO_VALUE, static_args=("num_microbatches",)),
+    Entry(igr.add_igr, {"step_size": 1e-2}, VALUE),
+    Entry(igr.cancel_igr, {"learning_rate": 1e-2, "safeguard": True}, VALUE),
+    Entry(igr.hold_igr, {"reference_learning_rate": 2e-2, "learning_rate": 1e-2}, VALUE),
+    Entry(igr.extrapolated_gradient_penalty, {"coefficient": 1e-3}, place=wrapper, eval_params=igr.extrapolation_eval_params),
+)
