@@ -16,20 +16,20 @@ References:
   <https://arxiv.org/abs/2309.00079>`_, 2024
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from optax_igr._core import derivatives, hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 
 
 def adam_flow(
     value_fn: derivatives.ValueFn,
-    learning_rate: chex.Numeric,
-    b1: chex.Numeric = 0.9,
-    b2: chex.Numeric = 0.999,
-    eps_root: chex.Numeric = 1e-8,
+    learning_rate: Scalar,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps_root: Scalar = 1e-8,
     *,
     order: int = 1,
 ) -> _leaves.Field:

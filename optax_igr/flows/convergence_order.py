@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_igr._core import hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 from optax_igr.flows.integrate import integrate
 
@@ -40,8 +41,8 @@ class ConvergenceOrder(NamedTuple):
 
 
 def convergence_order(
-    step: Callable[[chex.ArrayTree, chex.Numeric], chex.ArrayTree],
-    field: Callable[[chex.Numeric], _leaves.Field],
+    step: Callable[[chex.ArrayTree, Scalar], chex.ArrayTree],
+    field: Callable[[Scalar], _leaves.Field],
     params: chex.ArrayTree,
     step_sizes: Sequence[float],
     *,
@@ -86,22 +87,29 @@ def convergence_order(
     """
     counts = _step_counts(step_sizes, duration)
     params = jax.tree.map(jnp.asarray, params)
-    moving, _ = trees.select("convergence_order", params)
-    rounding = max((float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(moving)), default=0.0)
+    rounding = max((float(jnp.finfo(x.dtype).eps) for x in _moving(params)), default=0.0)
 
-    def one_step(h, p):
-        return trees.cast_like(step(p, h), p)
+    def checked_step(p, h):
+        following = step(p, h)
+        trees.check_like("convergence_order", p, step=following)
+        return following
 
     @jax.jit
-    def distances(h, count):
-        end = jax.lax.fori_loop(0, count, lambda _, p: one_step(h, p), params)
-        flow, looser = (
-            integrate(field(h), params, h * count, rtol=tolerance, atol=tolerance)
-            for tolerance in (10 * rounding, 100 * rounding)
+    def error_and_own_error(h, count):
+        end = jax.lax.fori_loop(0, count, lambda _, p: checked_step(p, h), params)
+        ends = jax.lax.map(
+            lambda tol: integrate(field(h), params, h * count, rtol=tol, atol=tol),
+            rounding * jnp.array([10.0, 100.0]),
         )
-        return _distance(end, flow), _distance(looser, flow)
+        flow, looser = ([x[i] for x in _moving(ends)] for i in range(2))
+        own_error = jnp.maximum(
+            _distance(looser, flow), rounding * jnp.sqrt(trees.squared_norm(flow))
+        )
+        return _distance(_moving(end), flow), own_error
 
-    pairs = [distances(h, count) for h, count in zip(step_sizes, counts, strict=True)]
+    pairs = [
+        error_and_own_error(float(h), count) for h, count in zip(step_sizes, counts, strict=True)
+    ]
     for h, (error, own_error) in zip(step_sizes, pairs, strict=True):
         if not jnp.isfinite(error):
             raise FloatingPointError(
@@ -138,8 +146,11 @@ def _step_counts(step_sizes: Sequence[float], duration: float | None) -> list[in
     return counts
 
 
-def _distance(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.Array:
-    x, y = (trees.select("convergence_order", tree)[0] for tree in (x, y))
+def _moving(params: chex.ArrayTree) -> list[jax.Array]:
+    return jax.tree.leaves(trees.select("convergence_order", params)[0])
+
+
+def _distance(x: chex.ArrayTree, y: chex.ArrayTree) -> jax.Array:
     return jnp.sqrt(trees.squared_norm(trees.subtract(x, y)))
 
 

@@ -22,11 +22,12 @@ from collections.abc import Callable
 import chex
 
 from optax_igr._core import hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 
 
 def flow_from_step(
-    step: Callable[[chex.ArrayTree], chex.ArrayTree], step_size: chex.Numeric, order: int
+    step: Callable[[chex.ArrayTree], chex.ArrayTree], step_size: Scalar, order: int
 ) -> _leaves.Field:
     r"""The field whose flow over the time `step_size` is one step, from `order + 1` of the steps.
 

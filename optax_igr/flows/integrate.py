@@ -8,13 +8,14 @@ import jax.core
 import jax.numpy as jnp
 
 from optax_igr._core import hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 
 
 def integrate(
     field: _leaves.Field,
     params: chex.ArrayTree,
-    duration: chex.Numeric,
+    duration: Scalar,
     *,
     save_at: chex.Array | None = None,
     rtol: float = 1e-8,
@@ -83,11 +84,9 @@ def integrate(
     path = trees.cast_like(_from_real(path, selected), selected)
     if save_at is None:
         return fill(jax.tree.map(lambda x: x[0], path))
+    still = jax.tree.map(lambda x: jnp.broadcast_to(x, times.shape + x.shape), params)
     return jax.tree.map(
-        lambda x, p: jnp.broadcast_to(p, times.shape + p.shape) if x is None else x,
-        path,
-        params,
-        is_leaf=lambda x: x is None,
+        lambda x, s: s if x is None else x, path, still, is_leaf=lambda x: x is None
     )
 
 
@@ -141,7 +140,7 @@ def _diffrax() -> Any:
     return diffrax
 
 
-def _check_times(times: chex.Array, duration: chex.Numeric) -> None:
+def _check_times(times: chex.Array, duration: Scalar) -> None:
     if times.ndim != 1 or times.size == 0:
         raise ValueError(
             f"integrate: `save_at` must be a vector of times, got the shape {times.shape}."

@@ -18,16 +18,15 @@ References:
 
 from collections.abc import Sequence
 
-import chex
-
 from optax_igr._core import derivatives, hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 from optax_igr.flows.optimizer_flow import penalized
 
 
 def minibatch_flow(
     value_fns: Sequence[derivatives.ValueFn],
-    learning_rate: chex.Numeric,
+    learning_rate: Scalar,
     *,
     sampling: str = "shuffled",
 ) -> _leaves.Field:

@@ -36,16 +36,17 @@ import chex
 import jax
 
 from optax_igr._core import hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves, _share
 
 
-def modified_flow(field: _leaves.Field, step_size: chex.Numeric, order: int = 1) -> _leaves.Field:
+def modified_flow(field: _leaves.Field, step_size: Scalar, order: int = 1) -> _leaves.Field:
     r"""The field whose exact flow the steps :math:`\theta + h f(\theta)` follow.
 
     The polynomial :math:`f + h f_1 + \dots + h^n f_n`, truncated after the power `order`: one
     step of length `h` and the flow over the time `h` differ by :math:`O(h^{n+2})`. The field need
     not be a gradient. It must be smooth: a ReLU network has no order, because a step that crosses
-    a kink differs by :math:`O(h^2)` from every one of these flows.
+    a kink ends :math:`O(h)` from every one of these flows.
 
     The series is asymptotic and good for :math:`h\lambda < 1`, with :math:`\lambda` the largest
     curvature that the path meets. Past :math:`h\lambda = 2` gradient descent diverges and no

@@ -20,14 +20,15 @@ References:
 import chex
 
 from optax_igr._core import derivatives, drift, hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 
 
 def optimizer_flow(
     value_fn: derivatives.ValueFn,
-    learning_rate: chex.Numeric,
+    learning_rate: Scalar,
     *,
-    momentum: chex.Numeric = 0.0,
+    momentum: Scalar = 0.0,
     nesterov: bool = False,
     ema: bool = False,
     order: int = 1,
@@ -90,7 +91,7 @@ def penalized(
     value_fn: derivatives.ValueFn,
     params: chex.ArrayTree,
     gradient: chex.ArrayTree,
-    coefficient: chex.Numeric,
+    coefficient: Scalar,
 ) -> chex.ArrayTree:
     r"""Returns :math:`g + 2 c H g`, the gradient of :math:`L + c \|\nabla L\|^2`."""
     product = derivatives.hessian_vector_product(value_fn, params, gradient)

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from optax_igr._core import derivatives, hyperparameters
+from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 
 
 def principal_flow(
-    value_fn: derivatives.ValueFn, step_size: chex.Numeric, *, branch: str = "real"
+    value_fn: derivatives.ValueFn, step_size: Scalar, *, branch: str = "real"
 ) -> _leaves.Field:
     r"""The flow along the Hessian's eigendirections, for problems with a small dense Hessian.
 
@@ -90,12 +91,14 @@ def principal_factor(x: chex.Array) -> chex.Array:
     # Both branches of a `where` are differentiated: the one not taken must stay finite.
     small = jnp.abs(x) < jnp.finfo(x.dtype).eps
     safe = jnp.where(small, 1, x)
-    if jnp.iscomplexobj(x):
-        # The cut runs up from x = 1, away from the real axis, where rounding would choose its side.
-        logarithm = jnp.log(-1j * (1 - safe)) + 0.5j * jnp.pi
-    else:
-        logarithm = jnp.log1p(-safe)
-    return jnp.where(small, -1 - x / 2, logarithm / safe)
+    return jnp.where(small, -1 - x / 2, _log_one_minus(safe) / safe)
+
+
+def _log_one_minus(x: jax.Array) -> jax.Array:
+    if not jnp.iscomplexobj(x):
+        return jnp.log1p(-x)
+    # The cut runs up from x = 1, away from the real axis, where rounding would choose its side.
+    return jnp.log(-1j * (1 - x)) + 0.5j * jnp.pi
 
 
 def _to_complex(x):

@@ -22,6 +22,7 @@ import chex
 import jax
 
 from optax_igr._core import derivatives, hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 
 PlayerValueFn = Callable[[tuple[chex.ArrayTree, chex.ArrayTree]], chex.Array]
@@ -29,7 +30,7 @@ PlayerValueFn = Callable[[tuple[chex.ArrayTree, chex.ArrayTree]], chex.Array]
 
 def two_player_flow(
     value_fns: Sequence[PlayerValueFn],
-    learning_rates: Sequence[chex.Numeric],
+    learning_rates: Sequence[Scalar],
     *,
     updates: str = "simultaneous",
     order: int = 1,
