@@ -29,20 +29,20 @@ app = typer.Typer(
 MAIN = "penalties"
 
 
-def _split(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _check_techniques(text: str | None) -> str | None:
     try:
-        named(_split(text) or [])
+        named(_split(text))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     return text
 
 
 def _check_rates(text: str | None) -> str | None:
-    for part in _split(text) or []:
+    for part in _split(text):
         try:
             positive = 0 < float(part) < float("inf")
         except ValueError:
@@ -157,7 +157,7 @@ def step_costs(
     with console.status("") as status:
         costs = steps.measure(
             chosen,
-            widths=[int(w) for w in _split(widths) or []],
+            widths=[int(w) for w in _split(widths)],
             batch_size=batch_size,
             rounds=rounds,
             progress=status.update,

@@ -5,14 +5,14 @@ repeat the distinction for print in grey.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import vl_convert
 
-from benchmarks import records
+from benchmarks import records, statistics
 from benchmarks.records import Record
 
 COLOURS = (
@@ -21,7 +21,7 @@ COLOURS = (
 )
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3])
 
-WIDTH, HEIGHT = 330, 260
+WIDTH, HEIGHT = 310, 260
 PIXELS_PER_POINT = 2
 
 _DECADES = [10.0**k for k in range(-16, 7)]
@@ -82,6 +82,7 @@ def curves(
     *,
     x: str = "step",
     x_title: str = "step",
+    ceilings: Mapping[str, float] | None = None,
 ) -> Chart:
     """Draws measures of the curve side by side: mean over seeds, band from the lowest to the highest.
 
@@ -90,10 +91,18 @@ def curves(
       measures: of each panel the name of the measure, its title, and `log` or `linear`.
       x: the measure along the abscissa.
       x_title: its title.
+      ceilings: by measure, the value above which points (the first steps) are left out.
     """
     chosen = selection()
     panels = [
-        band(runs, _curve_rows(runs, name, scale, x), x_title, title, scale, chosen=chosen)
+        band(
+            runs,
+            _curve_rows(runs, name, scale, x, (ceilings or {}).get(name, CEILING)),
+            x_title,
+            title,
+            scale,
+            chosen=chosen,
+        )
         for name, title, scale in measures
     ]
     return _row(panels, chosen)
@@ -103,13 +112,13 @@ def _row(panels, chosen):
     return alt.hconcat(panels[0].add_params(chosen), *panels[1:])
 
 
-def _curve_rows(runs, name, scale, x):
+def _curve_rows(runs, name, scale, x, ceiling):
     rows = []
     names = labels(runs)
     for (_, technique, rate), group in records.groups(runs).items():
         for i, step in enumerate(group[0].curve[x]):
             values = [curve_value(r, name, i) for r in group]
-            shown = all(math.isfinite(v) and abs(v) < CEILING for v in values)
+            shown = all(math.isfinite(v) and abs(v) < ceiling for v in values)
             if shown and (scale == "linear" or min(values) > 0):
                 rows.append({"label": names[technique, rate], "x": step} | spread(values))
     return rows
@@ -170,52 +179,102 @@ def band(
     return chart.add_params(chosen) if own else chart
 
 
-def paths(runs: Sequence[Record], panels: Sequence[tuple[str, str]], x: str, x_title: str) -> Chart:
-    """Draws a measure against another along the path of training, both logarithmic, means over seeds."""
-    hue, dash = line_style(runs)
+def relative_paths(
+    runs: Sequence[Record],
+    panels: Sequence[tuple[str, str]],
+    *,
+    along: str,
+    along_title: str,
+    levels: Sequence[float],
+) -> Chart:
+    """Draws measures, as ratios to the first technique's, where another measure first falls to each level.
+
+    Args:
+      runs: the records; the first technique and rate is the reference.
+      panels: of each the measure and its title.
+      along: the measure that falls along the path, such as the training loss.
+      along_title: its title.
+      levels: its values, descending.
+    """
     chosen = selection()
     names = labels(runs)
+    grouped = records.groups(runs)
+    reference = {r.seed: r for r in next(iter(grouped.values()))}
     charts = []
     for name, title in panels:
         rows = []
-        for (_, technique, rate), group in records.groups(runs).items():
-            for i, step in enumerate(group[0].curve["step"]):
-                xs, ys = ([r.curve[m][i] for r in group] for m in (x, name))
-                if i and all(math.isfinite(v) and 0 < v < CEILING for v in xs + ys):
-                    mean_x, mean_y = (math.exp(sum(map(math.log, v)) / len(v)) for v in (xs, ys))
-                    rows.append(
-                        {
-                            "label": names[technique, rate],
-                            "step": step,
-                            "x": mean_x,
-                            "y": mean_y,
-                        }
-                    )
-        charts.append(
-            alt.Chart(alt.Data(values=rows))
-            .mark_line(strokeWidth=1.8)
-            .encode(
-                x=alt.X(
-                    "x:Q",
-                    title=x_title,
-                    scale=alt.Scale(type="log", reverse=True, nice=False, padding=8),
-                    axis=_axis("log"),
-                ),
-                y=alt.Y("y:Q", title=title, scale=_scale("log"), axis=_axis("log")),
-                color=hue,
-                strokeDash=dash,
-                order="step:Q",
-                opacity=dimmed(chosen, 1.0, 0.08),
-                tooltip=[
-                    alt.Tooltip("label:N", title="technique"),
-                    alt.Tooltip("step:Q"),
-                    alt.Tooltip("x:Q", title=x_title, format=".3~g"),
-                    alt.Tooltip("y:Q", title=title, format=".3~g"),
-                ],
-            )
-            .properties(width=WIDTH, height=HEIGHT)
-        )
+        for (_, technique, rate), group in grouped.items():
+            for level in levels:
+                ratios = []
+                for record in group:
+                    if record.seed in reference:
+                        mine, theirs = (
+                            statistics.value_at(r.curve[along], r.curve[name], level)
+                            for r in (record, reference[record.seed])
+                        )
+                        ratios.append(mine / theirs)
+                if ratios and all(math.isfinite(x) and x > 0 for x in ratios):
+                    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+                    label = names[technique, rate]
+                    rows.append({"label": label, "x": level} | spread(ratios) | {"mean": mean})
+        charts.append(band(runs, rows, along_title, title, "log", "log", chosen=chosen))
+    for chart in charts:
+        for layer in chart.layer:
+            layer.encoding.x.scale = alt.Scale(type="log", reverse=True, nice=False)
+            layer.encoding.x.axis = alt.Axis(format=".2~g", tickCount=6)
+            layer.encoding.y.axis = alt.Axis(format=".2~g", tickCount=6)
     return _row(charts, chosen)
+
+
+def effects(
+    runs: Sequence[Record],
+    panels: Sequence[tuple[str, Mapping[tuple[str, float], Any]]],
+    none: float,
+) -> Chart:
+    """Draws an estimate with its interval for each technique and rate, one panel a measure.
+
+    Args:
+      runs: the records.
+      panels: of each a title, and by technique and rate a `statistics.Interval`.
+      none: where no effect lies.
+    """
+    names = labels(runs)
+    domain = list(dict.fromkeys(names.values()))
+    charts = []
+    for index, (title, intervals) in enumerate(panels):
+        rows = [
+            {"label": names[key], "estimate": i.estimate, "low": i.low, "high": i.high}
+            for key, i in intervals.items()
+            if all(math.isfinite(x) for x in i)
+        ]
+        y = alt.Y(
+            "label:N",
+            sort=domain,
+            title=None,
+            scale=alt.Scale(domain=domain),
+            axis=alt.Axis(labels=index == 0, ticks=False, domain=False, labelLimit=300),
+        )
+        base = alt.Chart(alt.Data(values=rows)).encode(
+            y=y,
+            color=colour(runs, symbolType="circle").copy(deep=False),
+            tooltip=[
+                alt.Tooltip("label:N", title="technique"),
+                *(alt.Tooltip(f"{k}:Q", format="+.3~f") for k in ("estimate", "low", "high")),
+            ],
+        )
+        interval = base.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+        dot = base.mark_point(filled=True, size=110, opacity=1).encode(x="estimate:Q")
+        zero = (
+            alt.Chart(alt.Data(values=[{"none": none}]))
+            .mark_rule(color="#777", strokeDash=[4, 3])
+            .encode(x="none:Q")
+        )
+        layers = (zero + interval + dot).properties(width=WIDTH - 60, height=24 * len(domain))
+        charts.append(layers)
+    for chart in charts:
+        for layer in chart.layer[1:]:
+            layer.encoding.color.legend = None
+    return alt.hconcat(*charts)
 
 
 def scatter(
@@ -263,7 +322,15 @@ def specification(chart: Chart) -> dict:
     return (
         chart.configure(background="white")
         .configure_axis(labelFontSize=12, titleFontSize=13, gridColor="#e8e8e8", titlePadding=8)
-        .configure_legend(labelFontSize=12, titleFontSize=12, labelLimit=400, symbolSize=160)
+        .configure_legend(
+            labelFontSize=12,
+            titleFontSize=12,
+            labelLimit=400,
+            symbolSize=160,
+            orient="bottom",
+            columns=5,
+            titlePadding=8,
+        )
         .configure_title(fontSize=15, anchor="start")
         .configure_view(strokeOpacity=0)
         .to_dict()

@@ -10,6 +10,7 @@ under `jax.vmap` a `lax.cond` on a batched predicate would take both of its bran
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -129,8 +130,8 @@ def run_all(
         # A last, shorter chunk repeats a run: another shape would be another compilation.
         padded = chunk + [chunk[-1]] * (size - len(chunk))
 
-        def chunk_progress(fraction, first=first, count=len(chunk)):
-            progress((first + fraction * count) / len(runs))
+        def chunk_progress(fraction, first=first, chunk=chunk):
+            progress((first + fraction * len(chunk)) / len(runs))
 
         done += program.run(padded, points, chunk_progress)[: len(chunk)]
     return done
@@ -182,9 +183,7 @@ class Program:
         carry = jax.eval_shape(jax.vmap(start, (0, 0), self.axes), rates, keys)
         began = time.perf_counter()
         self.advance = (
-            jax.jit(advance, donate_argnums=2)
-            .lower(0, 0, carry, rates, keys, self.data)
-            .compile()
+            jax.jit(advance, donate_argnums=2).lower(0, 0, carry, rates, keys, self.data).compile()
         )
         self.compile_seconds = time.perf_counter() - began
         memory = self.advance.memory_analysis()
@@ -201,7 +200,7 @@ class Program:
         eval_params = jax.jit(jax.vmap(self.technique.eval_params, (self.axes.state, 0)))
         curve = [measure(problem, eval_params(carry.state, carry.params), "measures")]
         seconds = 0.0
-        for first, last in zip(points[:-1], points[1:], strict=True):
+        for first, last in itertools.pairwise(points):
             began = time.perf_counter()
             carry = self.advance(int(first), int(last), carry, rates, keys, self.data)
             jax.block_until_ready(carry)
@@ -279,7 +278,7 @@ def update(
     batch: Any,
     *,
     data: Any = None,
-) -> tuple[chex.ArrayTree, optax.OptState]:
+) -> tuple[Any, Any]:
     """Takes one step: the gradient, the extra arguments that the technique asks for, the update."""
 
     def value_fn(p):
@@ -287,9 +286,7 @@ def update(
 
     def microbatch_value_fn(p, index):
         size = len(jax.tree.leaves(batch)[0]) // NUM_MICROBATCHES
-        part = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size), batch
-        )
+        part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size), batch)
         return problem.loss(p, part)
 
     value, grad = jax.value_and_grad(value_fn)(params)
@@ -314,9 +311,7 @@ def _batch(problem, technique, count, order, key, data):
     epoch, position = count // problem.steps_per_epoch, count % problem.steps_per_epoch
     shuffled = functools.partial(jax.random.permutation, jax.random.fold_in(key, epoch + 1))
     order = jax.lax.cond(position == 0, lambda o: shuffled(len(o)), lambda o: o, order)
-    chosen = jax.lax.dynamic_slice_in_dim(
-        order, position * problem.batch_size, problem.batch_size
-    )
+    chosen = jax.lax.dynamic_slice_in_dim(order, position * problem.batch_size, problem.batch_size)
     return jax.tree.map(lambda x: x[chosen], data), order
 
 

@@ -10,10 +10,11 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 RESAMPLES = 2000
 
@@ -35,7 +36,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    values: Sequence[float],
+    values: npt.ArrayLike,
     statistic: Callable[..., np.ndarray] = np.mean,
     *,
     level: float = 0.95,
@@ -49,26 +50,27 @@ def bootstrap(
       level: the coverage.
       resamples: draws, from a fixed seed: the same records give the same interval.
     """
-    values = np.asarray(values, float)
-    if values.size == 0:
+    seeds = np.asarray(values, float)
+    if seeds.size == 0:
         raise ValueError("bootstrap needs at least one value.")
-    chosen = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    chosen = np.random.default_rng(0).integers(0, len(seeds), (resamples, len(seeds)))
     with np.errstate(invalid="ignore"):
-        draws = statistic(values[chosen], axis=1)
+        draws = statistic(seeds[chosen], axis=1)
         low, high = _quantiles(draws, [(1 - level) / 2, (1 + level) / 2])
-        return Interval(float(statistic(values, axis=0)), low, high)
+        return Interval(float(statistic(seeds, axis=0)), low, high)
 
 
 def paired_difference(
-    values: Sequence[float], baseline: Sequence[float], *, level: float = 0.95
+    values: npt.ArrayLike, baseline: npt.ArrayLike, *, level: float = 0.95
 ) -> Interval:
     """Returns the mean of `values - baseline`, paired by seed, with its bootstrap interval."""
-    if len(values) != len(baseline):
-        raise ValueError(f"paired runs must have the same seeds: {len(values)}, {len(baseline)}.")
-    return bootstrap(np.subtract(values, baseline), level=level)
+    ours, theirs = np.asarray(values, float), np.asarray(baseline, float)
+    if len(ours) != len(theirs):
+        raise ValueError(f"paired runs must have the same seeds: {len(ours)}, {len(theirs)}.")
+    return bootstrap(ours - theirs, level=level)
 
 
-def median_and_quartiles(values: Sequence[float]) -> Interval:
+def median_and_quartiles(values: npt.ArrayLike) -> Interval:
     """Returns the median and the interquartile range; infinite values keep their place in the order."""
     low, median, high = _quantiles(np.asarray(values, float), [0.25, 0.5, 0.75])
     return Interval(median, low, high)
@@ -87,14 +89,15 @@ def interquartile_mean(values: np.ndarray, axis: int | None = None) -> np.ndarra
 
 
 def steps_to_target(
-    steps: Sequence[float], values: Sequence[float], target: float, *, higher_is_better: bool
+    steps: npt.ArrayLike, values: npt.ArrayLike, target: float, *, higher_is_better: bool
 ) -> float:
     """Returns the step at which a curve first reaches its target, infinity where it never does.
 
     Between two points of the curve the crossing is interpolated linearly.
     """
-    values = np.asarray(values, float)
-    gap = values - target if higher_is_better else target - values
+    steps = np.asarray(steps, float)
+    gap = np.asarray(values, float) - target
+    gap = gap if higher_is_better else -gap
     reached = np.flatnonzero(gap >= 0)
     if not reached.size:
         return math.inf
@@ -105,26 +108,25 @@ def steps_to_target(
     return float(steps[i - 1] + fraction * (steps[i] - steps[i - 1]))
 
 
-def value_at(
-    x: Sequence[float], y: Sequence[float], level: float
-) -> float:
+def value_at(x: npt.ArrayLike, y: npt.ArrayLike, level: float) -> float:
     """Returns y where x first falls to `level`, interpolated in the logarithms; NaN where it never does.
 
     Compares two paths at the same loss: x is the loss and y what is compared.
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    below = np.flatnonzero(x <= level)
+    along, across = np.asarray(x, float), np.asarray(y, float)
+    below = np.flatnonzero(along <= level)
     if not below.size:
         return math.nan
     i = below[0]
-    if i == 0 or x[i] <= 0 or min(y[i], y[i - 1]) <= 0:
-        return float(y[i])
-    fraction = (math.log(x[i - 1]) - math.log(level)) / (math.log(x[i - 1]) - math.log(x[i]))
-    return float(math.exp((1 - fraction) * math.log(y[i - 1]) + fraction * math.log(y[i])))
+    if i == 0 or along[i] <= 0 or min(across[i], across[i - 1]) <= 0:
+        return float(across[i])
+    before, here = math.log(along[i - 1]), math.log(along[i])
+    fraction = (before - math.log(level)) / (before - here)
+    return math.exp((1 - fraction) * math.log(across[i - 1]) + fraction * math.log(across[i]))
 
 
 def performance_profile(
-    costs: np.ndarray, ratios: Sequence[float] | None = None
+    costs: np.ndarray, ratios: npt.ArrayLike | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Returns :math:`\rho_s(\tau)`: the share of problems that technique s solves within τ times the best.
 
@@ -136,10 +138,10 @@ def performance_profile(
       The ratios, and `[technique, ratio]` shares.
     """
     costs = np.asarray(costs, float)
-    ratios = np.linspace(1, MAX_RATIO, 301) if ratios is None else np.asarray(ratios, float)
+    taus = np.linspace(1, MAX_RATIO, 301) if ratios is None else np.asarray(ratios, float)
     best = costs.min(axis=0)
     relative = np.where(np.isfinite(costs), costs / np.where(np.isfinite(best), best, 1), np.inf)
-    return ratios, (relative[:, None, :] <= ratios[None, :, None]).mean(axis=2)
+    return taus, (relative[:, None, :] <= taus[None, :, None]).mean(axis=2)
 
 
 def profile_score(ratios: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -148,8 +150,8 @@ def profile_score(ratios: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def learning_rate_width(
-    learning_rates: Sequence[float],
-    values: Sequence[float],
+    learning_rates: npt.ArrayLike,
+    values: npt.ArrayLike,
     *,
     tolerance: float = 0.1,
     higher_is_better: bool = False,
@@ -162,13 +164,13 @@ def learning_rate_width(
     """
     order = np.argsort(learning_rates)
     rates = np.log10(np.asarray(learning_rates, float)[order])
-    values = np.asarray(values, float)[order]
-    if not np.isfinite(values).any():
+    ordered = np.asarray(values, float)[order]
+    if not np.isfinite(ordered).any():
         return 0.0
     if higher_is_better:
-        good = values >= np.nanmax(values) * (1 - tolerance)
+        good = ordered >= np.nanmax(ordered) * (1 - tolerance)
     else:
-        good = values <= np.nanmin(values) * (1 + tolerance)
+        good = ordered <= np.nanmin(ordered) * (1 + tolerance)
     middles = (rates[1:] + rates[:-1]) / 2
     low, high = np.r_[rates[0], middles], np.r_[middles, rates[-1]]
     return float(np.sum((high - low)[good]))

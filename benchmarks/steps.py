@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from benchmarks import records, runner
 from benchmarks.problems.problem import Problem
@@ -279,7 +280,7 @@ class _Ledger:
 def _fingerprint(tree):
     """Returns the bytes of the leaves, or None where a leaf is being traced and has none."""
     leaves = jax.tree.leaves(tree)
-    if any(isinstance(x, jax.core.Tracer) for x in leaves):
+    if any(isinstance(x, Tracer) for x in leaves):
         return None
     return tuple(np.asarray(x).tobytes() for x in leaves)
 
@@ -302,8 +303,8 @@ def _problem(widths, batch_size):
     def loss(params, batch):
         x = batch["x"]
         for layer in params[:-1]:
-            x = jax.nn.relu(x @ layer["w"] + layer["b"])
-        logits = x @ params[-1]["w"] + params[-1]["b"]
+            x = jax.nn.relu(x @ layer["w"] + layer["b"][None])
+        logits = x @ params[-1]["w"] + params[-1]["b"][None]
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
     keys = jax.random.split(jax.random.key(1))
@@ -330,10 +331,13 @@ def _compile(step, problem, state):
     compiled = jax.jit(step).lower(*arguments).compile()
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
+    analysis = compiled.cost_analysis()
+    if memory is None or analysis is None:
+        raise ValueError(f"the {jax.default_backend()} compiler gives no cost analysis.")
     return _Compiled(
         compiled,
         arguments,
-        compiled.cost_analysis()["flops"],
+        analysis["flops"],
         memory.temp_size_in_bytes + memory.output_size_in_bytes,
         _bytes(state),
         seconds,

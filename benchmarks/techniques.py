@@ -6,6 +6,7 @@ schedules. To add one, add a line to `TECHNIQUES`; an experiment may also bring 
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -14,7 +15,8 @@ import optax
 
 import optax_igr
 
-Factory = Callable[[chex.Numeric, int], optax.GradientTransformation]
+Scalar = float | jax.Array
+Factory = Callable[[Scalar, int], optax.GradientTransformation]
 
 BASIC = ("value", "grad", "value_fn")
 
@@ -24,7 +26,7 @@ ADAM_RATES = tuple(1e-4 * 3.0**k for k in range(8))
 SMALL_RATE, LARGE_RATE = 0.05, 0.4
 
 # What the small rate lacks of the large one's implicit coefficient h/4: with it, both regularise alike.
-COEFFICIENT = optax_igr.igr_coefficient(LARGE_RATE) - optax_igr.igr_coefficient(SMALL_RATE)
+COEFFICIENT = (LARGE_RATE - SMALL_RATE) / 4
 NUM_MICROBATCHES = 4
 SAM_RADIUS = 0.05
 
@@ -46,13 +48,13 @@ class Technique:
     make: Factory
     learning_rates: Sequence[float]
     about: str
-    eval_params: Callable[[optax.OptState, chex.ArrayTree], chex.ArrayTree] = (
-        lambda state, params: params
+    eval_params: Callable[[optax.OptState, chex.ArrayTree], chex.ArrayTree] = lambda state, params: (
+        params
     )
     extra_arguments: Sequence[str] = BASIC
 
 
-def decayed(learning_rate: chex.Numeric, num_steps: int) -> optax.Schedule:
+def decayed(learning_rate: Scalar, num_steps: int) -> optax.Schedule:
     """Returns the schedule of the decayed techniques: a half cosine from the rate down to zero."""
     return optax.cosine_decay_schedule(learning_rate, num_steps)
 
@@ -94,7 +96,7 @@ def on_full_batch(transform: optax.GradientTransformation) -> optax.GradientTran
     """Lets a penalty see the loss on the whole training set: what extrapolation does for nothing."""
     transform = optax.with_extra_args_support(transform)
 
-    def update(updates, state, params=None, *, full_value_fn, **extra):
+    def update(updates, state, params=None, *, full_value_fn: Any = None, **extra):
         full = jax.grad(full_value_fn)(params)
         penalised, state = transform.update(
             full, state, params, **extra | {"grad": full, "value_fn": full_value_fn}
@@ -107,7 +109,7 @@ def on_full_batch(transform: optax.GradientTransformation) -> optax.GradientTran
 def naive_penalty(coefficient: float) -> optax.GradientTransformationExtraArgs:
     """Replaces the gradient by that of the penalised loss, differentiated as it is written."""
 
-    def update(updates, state, params=None, *, value_fn, **extra):
+    def update(updates, state, params=None, *, value_fn: Any = None, **extra):
         del updates, extra
 
         def penalised(p):

@@ -38,36 +38,68 @@ def at_common_loss(group: list[Record], runs: list[Record], measure: str) -> lis
     return [stats.value_at(r.curve["train_loss"], r.curve[measure], level) for r in group]
 
 
-def headline(runs: list[Record]) -> str:
-    """Says what the exact penalty changed against the plain small rate, with intervals."""
+def effects(runs: list[Record]) -> list[tuple[str, dict[tuple[str, float], stats.Interval]]]:
+    """Compares every technique and rate with the first, paired by seed.
+
+    Returns:
+      Of each measure a title, and by technique and rate the difference with its 95 % interval.
+    """
     found = {(technique, rate): group for (_, technique, rate), group in groups(runs).items()}
-    plain = found.get(("sgd", SMALL_RATE))
-    penalised = found.get(("sgd_penalty", SMALL_RATE))
-    if not plain or not penalised or len(plain) != len(penalised):
-        return f"{len(found)} techniques and rates compared on {runs[0].settings}."
-    norms = [at_common_loss(g, runs, "squared_norm_batch") for g in (penalised, plain)]
-    ratio = stats.bootstrap([math.log(a / b) for a, b in zip(*norms, strict=True)])
-    change, low, high = (100 * (math.exp(x) - 1) for x in ratio)
-    accuracy = stats.paired_difference(
-        *([100 * r.final["test_accuracy"] for r in g] for g in (penalised, plain))
+    reference = next(iter(found.values()))
+    noise = NOISE_SCALES.index(QUOTED_SCALE)
+    measures = {
+        "test accuracy, change in points": lambda g: [100 * r.final["test_accuracy"] for r in g],
+        f"the same at parameter noise {QUOTED_SCALE:g}": lambda g: [
+            100 * r.final["noise_accuracy"][noise] for r in g
+        ],
+        "‖g_b‖² at equal loss, change in %": lambda g: [
+            100 * math.log(x) for x in at_common_loss(g, runs, "squared_norm_batch")
+        ],
+    }
+    compared = []
+    for title, measure in measures.items():
+        intervals = {
+            key: stats.paired_difference(measure(group), measure(reference))
+            for key, group in found.items()
+            if group is not reference
+            and len(group) == len(reference)
+            and not any(r.diverged for r in (*group, *reference))
+        }
+        if "%" in title:
+            intervals = {
+                key: stats.Interval(*(100 * math.expm1(x / 100) for x in interval))
+                for key, interval in intervals.items()
+            }
+        compared.append((title, intervals))
+    return compared
+
+
+def headline(runs: list[Record]) -> str:
+    """Says what the exact penalty and the large rate changed against the small rate, with intervals."""
+    key, large = ("sgd_penalty", SMALL_RATE), ("sgd", LARGE_RATE)
+    first = next(iter(groups(runs)))
+    (_, accuracy), (_, noise), (_, norm) = effects(runs)
+    if first[1:] != ("sgd", SMALL_RATE) or key not in accuracy:
+        names = ", ".join(dict.fromkeys(r.technique for r in runs))
+        return f"{names} on {runs[0].settings}."
+
+    def says(interval, unit, digits=2):
+        estimate, low, high = (f"{x:+.{digits}f}" for x in interval)
+        verdict = "" if interval.excludes_zero else ", not distinguishable from none"
+        return f"{estimate} {unit} [{low}, {high}]{verdict}"
+
+    sentence = (
+        f"Against SGD at the rate {SMALL_RATE:g} alone, the penalty changes test accuracy by "
+        f"{says(accuracy[key], 'points')}, accuracy under parameter noise by "
+        f"{says(noise[key], 'points')}, and the mean squared gradient of a batch at the same training loss by "
+        f"{says(norm[key], '%', 0)}."
     )
-    verdict = "" if accuracy.excludes_zero else "; the interval contains zero: no difference shown"
-    large = found.get(("sgd", LARGE_RATE))
-    implicit = ""
-    if large:
-        other = at_common_loss(large, runs, "squared_norm_batch")
-        log_ratio = statistics.fmean(
-            math.log(a / b) for a, b in zip(other, norms[1], strict=True)
+    if large in accuracy:
+        sentence += (
+            f" The rate {LARGE_RATE:g} with no penalty changes them by {says(accuracy[large], 'points')}, "
+            f"{says(noise[large], 'points')} and {says(norm[large], '%', 0)}."
         )
-        implicit = (
-            f" (the large rate {LARGE_RATE:g}, with no penalty: {100 * (math.exp(log_ratio) - 1):+.0f} %)"
-        )
-    return (
-        f"At the same training loss ({common_loss(runs):.3g}) the penalty changes the mean squared "
-        f"gradient of a batch by {change:+.0f} % [{low:+.0f}, {high:+.0f}]{implicit}. Test accuracy at "
-        f"the end changes by {accuracy.estimate:+.2f} points [{accuracy.low:+.2f}, "
-        f"{accuracy.high:+.2f}], paired by seed{verdict}."
-    )
+    return sentence
 
 
 def _figures(runs):
@@ -84,21 +116,36 @@ def _figures(runs):
     ).properties(width=2 * figures.WIDTH)
     return [
         Figure(
+            "effects",
+            f"What each technique changes against {names[next(iter(groups(runs)))[1:]]}",
+            "Mean over the seeds with its 95 % bootstrap interval, paired by seed: every technique has the same starts "
+            "and batches. An interval that crosses the dashed line shows no difference.",
+            figures.effects(runs, effects(runs), 0.0),
+        ),
+        Figure(
+            "robustness",
+            "Test accuracy under noise on the parameters",
+            "Each parameter is multiplied by 1 + s times a standard normal number; the mean of several draws.",
+            noise,
+        ),
+        Figure(
             "paths",
             "At the same loss: which norm did the penalty lower?",
-            "Training runs from left to right, from high loss to low; at the same loss, lower is flatter. A penalty "
-            "within the batch acts on the mean squared gradient of the batches (middle), one within the micro-batches "
-            "on that of their parts (right), and extrapolation from the last batch on the full gradient alone (left). "
-            "There a constant rate also shows the noise of its own iterates; a decayed rate ends without it.",
-            figures.paths(
+            "Training runs from left to right; a ratio below one is flatter than the first technique at the same loss. "
+            "A penalty within the batch acts on the mean squared gradient of the batches (middle), one within the "
+            "micro-batches on that of their parts (right), and extrapolation from the last batch on the full gradient "
+            "alone (left). The full gradient of a constant rate is mostly the noise of its own iterates, and larger "
+            "steps make more of it.",
+            figures.relative_paths(
                 runs,
                 [
-                    ("squared_norm_full", "‖E g‖², full training set"),
-                    ("squared_norm_batch", "mean ‖g_b‖² over batches"),
-                    ("squared_norm_microbatch", "mean ‖g_b‖² over micro-batches"),
+                    ("squared_norm_full", "‖E g‖², ratio"),
+                    ("squared_norm_batch", "mean ‖g_b‖² over batches, ratio"),
+                    ("squared_norm_microbatch", "mean ‖g_b‖² over micro-batches, ratio"),
                 ],
-                "train_loss",
-                "training loss",
+                along="train_loss",
+                along_title="training loss",
+                levels=_levels(runs),
             ),
         ),
         Figure(
@@ -112,13 +159,8 @@ def _figures(runs):
                     ("test_error", "test error (1 − accuracy)", "log"),
                     ("slope", "slope ‖∇L‖", "log"),
                 ],
+                ceilings={"test_error": 0.15, "train_loss": 1.0},
             ),
-        ),
-        Figure(
-            "robustness",
-            "Test accuracy under noise on the parameters",
-            "Each parameter is multiplied by 1 + s times a standard normal number; the mean of several draws.",
-            noise,
         ),
         Figure(
             "flatness",
@@ -136,6 +178,14 @@ def _figures(runs):
             ),
         ),
     ]
+
+
+def _levels(runs):
+    """Returns losses from an eighth of that at the start down to the common one."""
+    top, bottom = runs[0].curve["train_loss"][0] / 8, common_loss(runs)
+    if not 0 < bottom < top:
+        return []
+    return [top * (bottom / top) ** (i / 16) for i in range(17)]
 
 
 def _accuracy(group, runs):
@@ -188,7 +238,10 @@ EXPERIMENT = Experiment(
         mean_column("train loss", "at the end, mean over the seeds", "train_loss", ".2e"),
         mean_column("test loss", "at the end, mean over the seeds", "test_loss", ".4f"),
         mean_column(
-            "R_IG", "‖∇L‖² / m on the whole training set, at the end", "mean_squared_gradient", ".1e"
+            "R_IG",
+            "‖∇L‖² / m on the whole training set, at the end",
+            "mean_squared_gradient",
+            ".1e",
         ),
         mean_column("slope", "‖∇L‖ on the whole training set, at the end", "slope", ".1e"),
         Column(

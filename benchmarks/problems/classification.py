@@ -3,6 +3,7 @@
 A model enters as a Flax NNX factory and is split once: the runner sees parameters and functions.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,16 +29,16 @@ class MLP(nnx.Module):
     """A fully connected classifier of flattened inputs."""
 
     def __init__(self, widths: tuple[int, ...], activation: Callable, rngs: nnx.Rngs):
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.layers = nnx.List([nnx.Linear(m, n, rngs=rngs) for m, n in pairs])
         self.activation = activation
 
-    def __call__(self, x: chex.Array) -> chex.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the logits of a batch."""
         x = x.reshape(x.shape[0], -1)
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
+        for index, layer in enumerate(self.layers):
+            x = layer(self.activation(x) if index else x)
+        return x
 
 
 def classification(
@@ -120,14 +121,15 @@ def gradient_norms(loss: LossFn, batch_size: int, microbatches: int) -> dict[str
     """
 
     def full(params, train, test):
+        del test
         return _squared_slope(loss, params, train)
 
     def over_batches(size):
         return lambda params, train, test: _mean_squared_gradient(loss, params, train, size)
 
     return {
-        "slope": lambda *args: jnp.sqrt(full(*args)),
-        "mean_squared_gradient": lambda p, *data: full(p, *data) / _num_parameters(p),
+        "slope": lambda p, train, test: jnp.sqrt(full(p, train, test)),
+        "mean_squared_gradient": lambda p, train, test: full(p, train, test) / _num_parameters(p),
         "squared_norm_full": full,
         "squared_norm_batch": over_batches(batch_size),
         "squared_norm_microbatch": over_batches(max(1, batch_size // microbatches)),
@@ -190,7 +192,7 @@ def _mean_squared_gradient(loss, params, data, size):
 
 
 def _squared_norm(tree):
-    return sum(jnp.sum(x * x) for x in jax.tree.leaves(tree))
+    return jnp.sum(jnp.stack([jnp.sum(x * x) for x in jax.tree.leaves(tree)]))
 
 
 def _num_parameters(params):

@@ -24,10 +24,10 @@ def mlp(
 ) -> Problem:
     """A tanh classifier; smooth, since the theory of implicit regularisation fails at kinks."""
     del data_dir
-    digits = load_digits()
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(digits.target))
-    images = jnp.asarray(digits.images[order] / 16.0, jnp.float32)
-    labels = jnp.asarray(digits.target[order], jnp.int32)
+    pixels, targets = map(np.asarray, load_digits(return_X_y=True))
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(targets))
+    images = jnp.asarray(pixels[order].reshape(-1, 8, 8) / 16.0, jnp.float32)
+    labels = jnp.asarray(targets[order], jnp.int32)
     train = {"image": images[:num_train], "label": labels[:num_train]}
     test = {"image": images[num_train:], "label": labels[num_train:]}
     return classification(

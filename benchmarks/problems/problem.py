@@ -8,8 +8,8 @@ from typing import Any
 import chex
 import jax
 
-LossFn = Callable[[chex.ArrayTree, Any], chex.Array]
-Measure = Callable[[chex.ArrayTree, Any, Any], chex.Array]
+LossFn = Callable[[Any, Any], chex.Array]
+Measure = Callable[[Any, Any, Any], chex.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Problem:
     measures: Mapping[str, Measure]
     final_measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
     target: Target | None = None
-    outputs: Callable[[chex.ArrayTree, Any], chex.ArrayTree] | None = None
-    output_loss: Callable[[chex.ArrayTree, Any], chex.Array] | None = None
+    outputs: Callable[[Any, Any], chex.ArrayTree] | None = None
+    output_loss: LossFn | None = None
     curvature_batch_size: int | None = None
     overlap: float = 0.25
     sampling: str = "shuffled"
