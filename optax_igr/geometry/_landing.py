@@ -1,0 +1,123 @@
+r"""What an additive update must be for `params + update`, as it rounds, to land where it should.
+
+`optax.apply_updates` adds in the parameter's dtype. Three things go wrong there for a weight that must
+stay positive: :math:`e^u - 1` rounds to -1 and the weight dies; :math:`e^u` overflows and the weight
+becomes infinite, then NaN at its next step down; and a sum of rounded weights is not the rounded sum.
+
+An update :math:`u` near :math:`-w` has the spacing of :math:`w`, so from :math:`w` the smallest positive
+weight within reach is about :math:`\epsilon w`: one step divides a weight by at most :math:`1/\epsilon`,
+and the step after it carries on.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_igr._core.hyperparameters import Scalar
+from optax_igr.geometry._domain import Axis
+
+# Where the series takes over from `exp(x) - 1`, and its length, which leaves both within 3e-7.
+_SERIES_RADIUS = 0.25
+_SERIES_FACTORIALS = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0)
+
+
+def expm1(x: jax.Array) -> jax.Array:
+    """Returns `exp(x) - 1` without cancellation, at the cost of one vectorised `exp`.
+
+    `jnp.expm1` in float32 costs twice as much on CPU, which would make the whole step slower than Adam.
+    """
+    if x.dtype != jnp.float32:
+        return jnp.expm1(x)
+    series = jnp.zeros_like(x)
+    for coefficient in _SERIES_FACTORIALS:
+        series = series * x + coefficient
+    return jnp.where(jnp.abs(x) < _SERIES_RADIUS, series * x, jnp.exp(x) - 1)
+
+
+def smallest(dtype: Any) -> float:
+    """Returns the smallest positive weight that no device flushes to zero."""
+    info = jnp.finfo(dtype)
+    # Arithmetic in float16 happens in float32, where its subnormal numbers are normal.
+    return float(info.smallest_subnormal if dtype == jnp.float16 else info.tiny)
+
+
+def largest(dtype: Any) -> float:
+    """Returns the weight at which an overflow saturates; half the limit, so that no sum rounds up to inf."""
+    return float(jnp.finfo(dtype).max) / 2
+
+
+def representable_log(log_weight: jax.Array, dtype: Any, floor: Scalar = 0.0) -> jax.Array:
+    """Keeps the logarithm of a weight where the weight in `dtype` is positive, finite and above `floor`."""
+    lowest = jnp.maximum(jnp.asarray(floor, log_weight.dtype), 2 * smallest(dtype))
+    return jnp.clip(log_weight, jnp.log(lowest), math.log(largest(dtype)))
+
+
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """Casts to `dtype`, and means it.
+
+    XLA may drop the rounding of a value that it widens again within one program, and a sum of weights
+    that counts on it would be wrong.
+    """
+    if dtype == jnp.bfloat16:
+        info = jnp.finfo(dtype)
+        x = jax.lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=info.nmant)
+    return x.astype(dtype)
+
+
+def reach(weight: jax.Array, dtype: Any) -> jax.Array:
+    """Returns how far an update in `dtype` may lower a wide `weight` that is to stay positive."""
+    keeps_a_unit = weight * (1 - jnp.finfo(dtype).eps)
+    return jnp.maximum(jnp.minimum(keeps_a_unit, weight - smallest(dtype)), 0)
+
+
+def land(weight: jax.Array, step: jax.Array, floor: Scalar = 0.0) -> jax.Array:
+    """Returns `step` as an update in the dtype of `weight` that keeps it positive, finite and above `floor`.
+
+    Args:
+      weight: non-negative, in the parameter's dtype; a zero stays zero unless `floor` is positive.
+      step: the change of the weight, in float32 or wider.
+      floor: the smallest weight allowed.
+    """
+    dtype = weight.dtype
+    weight = weight.astype(step.dtype)
+    step = jnp.clip(step, -reach(weight, dtype), largest(dtype) - weight)
+    if isinstance(floor, float) and floor == 0:
+        return rounded(step, dtype)
+    update = rounded(jnp.maximum(step, floor - weight), dtype)
+    # The difference `floor - weight` may have rounded away from zero.
+    too_low = weight + update.astype(step.dtype) < floor
+    shorter = rounded(update.astype(step.dtype) * (1 - jnp.finfo(dtype).eps), dtype)
+    return jnp.where(too_low, shorter, update)
+
+
+def land_at(param: jax.Array, target: jax.Array) -> jax.Array:
+    """Returns the update in the dtype of `param` whose addition gives `target` in that dtype.
+
+    Where the target is less than half of the parameter, only multiples of the parameter's own unit in the
+    last place are within reach, and the nearest of them is taken.
+    """
+    target = rounded(target, param.dtype).astype(target.dtype)
+    return rounded(target - param.astype(target.dtype), param.dtype)
+
+
+def land_on_simplex(weight: jax.Array, step: jax.Array, *, axis: Axis, total: Scalar) -> jax.Array:
+    """Returns `step` as an update that keeps every weight positive and, as it rounds, their sum `total`.
+
+    Rounding to nearest leaves the sum of n weights within half a unit in the last place of `total`,
+    relatively, whatever n. In bfloat16 two more errors would come on top: a weight that falls below half of
+    itself lands on its old spacing, and one that falls further stays at the edge of its reach. Both are
+    known before the addition, so the other weights are scaled to take them up.
+    """
+    dtype = weight.dtype
+    if dtype == step.dtype:
+        return land(weight, step)
+    wide = weight.astype(step.dtype)
+    target = wide + step
+    falls = target < wide / 2
+    lands = wide + rounded(jnp.maximum(step, -reach(wide, dtype)), dtype).astype(step.dtype)
+    fallen = jnp.sum(jnp.where(falls, lands, 0), axis, keepdims=True)
+    others = jnp.sum(jnp.where(falls, 0, target), axis, keepdims=True)
+    factor = (total - fallen) / jnp.where(others > 0, others, 1)
+    return land_at(weight, jnp.where(falls, lands, target * factor))
