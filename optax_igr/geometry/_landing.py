@@ -18,22 +18,38 @@ import jax.numpy as jnp
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry._domain import Axis
 
-# Where the series takes over from `exp(x) - 1`, and its length, which leaves both within 3e-7.
-_SERIES_RADIUS = 0.25
-_SERIES_FACTORIALS = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0)
+# log 2 in two parts, the first of which times a small integer is exact in float32.
+_LOG_TWO = (0.693145751953125, 1.428606765330187e-06)
+_TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0)
 
 
 def expm1(x: jax.Array) -> jax.Array:
-    """Returns `exp(x) - 1` without cancellation, at the cost of one vectorised `exp`.
+    r"""Returns :math:`e^x - 1` without cancellation, for x clipped to what its dtype can hold.
 
-    `jnp.expm1` in float32 costs twice as much on CPU, which would make the whole step slower than Adam.
+    In float32 it is :math:`2^k (e^r - 1) + (2^k - 1)` with :math:`x = k \log 2 + r`: `jnp.expm1` costs twice as much
+    on CPU, which would make the whole step slower than Adam.
     """
     if x.dtype != jnp.float32:
         return jnp.expm1(x)
-    series = jnp.zeros_like(x)
-    for coefficient in _SERIES_FACTORIALS:
-        series = series * x + coefficient
-    return jnp.where(jnp.abs(x) < _SERIES_RADIUS, series * x, jnp.exp(x) - 1)
+    x = bounded(x, -87.0, 88.0)
+    k = jnp.round(x / math.log(2))
+    r = x - k * _LOG_TWO[0] - k * _LOG_TWO[1]
+    series = _TAYLOR[0] * r + _TAYLOR[1]
+    for coefficient in _TAYLOR[2:]:
+        series = series * r + coefficient
+    power = jax.lax.bitcast_convert_type((k.astype(jnp.int32) + 127) << 23, jnp.float32)
+    return power * (series * r) + (power - 1)
+
+
+def bounded(x: jax.Array, lowest: Any, highest: Any) -> jax.Array:
+    """Returns `jnp.clip(x, lowest, highest)` by selections, in the dtype of `x`.
+
+    They are cheaper than a minimum that passes NaN on; and XLA computes a `clip` that both the new state and the
+    update need twice, with a copy of the donated state.
+    """
+    lowest, highest = (jnp.asarray(bound, x.dtype) for bound in (lowest, highest))
+    x = jnp.where(x < lowest, lowest, x)
+    return jnp.where(x > highest, highest, x)
 
 
 def smallest(dtype: Any) -> float:
@@ -50,8 +66,8 @@ def largest(dtype: Any) -> float:
 
 def representable_log(log_weight: jax.Array, dtype: Any, floor: Scalar = 0.0) -> jax.Array:
     """Keeps the logarithm of a weight where the weight in `dtype` is positive, finite and above `floor`."""
-    lowest = jnp.maximum(jnp.asarray(floor, log_weight.dtype), 2 * smallest(dtype))
-    return jnp.clip(log_weight, jnp.log(lowest), math.log(largest(dtype)))
+    lowest = jnp.log(jnp.maximum(jnp.asarray(floor, log_weight.dtype), 2 * smallest(dtype)))
+    return bounded(log_weight, lowest, math.log(largest(dtype)))
 
 
 def rounded(x: jax.Array, dtype: Any) -> jax.Array:
@@ -68,8 +84,7 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
 
 def reach(weight: jax.Array, dtype: Any) -> jax.Array:
     """Returns how far an update in `dtype` may lower a wide `weight` that is to stay positive."""
-    keeps_a_unit = weight * (1 - jnp.finfo(dtype).eps)
-    return jnp.maximum(jnp.minimum(keeps_a_unit, weight - smallest(dtype)), 0)
+    return weight * (1 - float(jnp.finfo(dtype).eps)) - jnp.minimum(weight, smallest(dtype))
 
 
 def land(weight: jax.Array, step: jax.Array, floor: Scalar = 0.0) -> jax.Array:
@@ -82,7 +97,7 @@ def land(weight: jax.Array, step: jax.Array, floor: Scalar = 0.0) -> jax.Array:
     """
     dtype = weight.dtype
     weight = weight.astype(step.dtype)
-    step = jnp.clip(step, -reach(weight, dtype), largest(dtype) - weight)
+    step = bounded(step, -reach(weight, dtype), largest(dtype) - weight)
     if isinstance(floor, float) and floor == 0:
         return rounded(step, dtype)
     update = rounded(jnp.maximum(step, floor - weight), dtype)
@@ -102,22 +117,22 @@ def land_at(param: jax.Array, target: jax.Array) -> jax.Array:
     return rounded(target - param.astype(target.dtype), param.dtype)
 
 
-def land_on_simplex(weight: jax.Array, step: jax.Array, *, axis: Axis, total: Scalar) -> jax.Array:
-    """Returns `step` as an update that keeps every weight positive and, as it rounds, their sum `total`.
+def land_on_simplex(param: jax.Array, target: jax.Array, *, axis: Axis, total: Scalar) -> jax.Array:
+    """Returns the update to `target` that keeps every weight positive and, as it rounds, their sum `total`.
 
-    Rounding to nearest leaves the sum of n weights within half a unit in the last place of `total`,
-    relatively, whatever n. In bfloat16 two more errors would come on top: a weight that falls below half of
-    itself lands on its old spacing, and one that falls further stays at the edge of its reach. Both are
-    known before the addition, so the other weights are scaled to take them up.
+    Rounding to nearest leaves the sum of n weights within half a unit in the last place of `total`, relatively,
+    whatever n. In bfloat16 two more errors would come on top: a weight that falls below half of itself lands on its
+    old spacing, and one that falls further stays at the edge of its reach. Both are known before the addition, so the
+    other weights are scaled to take them up.
     """
-    dtype = weight.dtype
-    if dtype == step.dtype:
-        return land(weight, step)
-    wide = weight.astype(step.dtype)
-    target = wide + step
+    dtype, wide = param.dtype, param.astype(target.dtype)
+    if dtype == target.dtype:
+        return land(param, target - wide)
     falls = target < wide / 2
-    lands = wide + rounded(jnp.maximum(step, -reach(wide, dtype)), dtype).astype(step.dtype)
+    lands = wide + rounded(jnp.maximum(target - wide, -reach(wide, dtype)), dtype).astype(
+        wide.dtype
+    )
     fallen = jnp.sum(jnp.where(falls, lands, 0), axis, keepdims=True)
     others = jnp.sum(jnp.where(falls, 0, target), axis, keepdims=True)
     factor = (total - fallen) / jnp.where(others > 0, others, 1)
-    return land_at(weight, jnp.where(falls, lands, target * factor))
+    return land_at(param, jnp.where(falls, lands, target * factor))

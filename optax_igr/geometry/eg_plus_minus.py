@@ -22,6 +22,11 @@ import optax
 from optax_igr._core import extra_args, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry import _domain, _landing
+from optax_igr.geometry.exponentiate_simplex import (
+    has_moved,
+    log_normaliser,
+    scaled_terms,
+)
 
 
 class EgPlusMinusState(NamedTuple):
@@ -43,19 +48,16 @@ def plus_minus_log_weights(
 
     Where an exponent of a group is NaN or infinite, the group does not move.
     """
-    # Only differences count, and only these are small where the exponent is not.
     largest = jnp.max(jnp.abs(exponent), axis, keepdims=True)
-    positive = log_positive + (exponent - largest)
-    negative = log_negative + (-exponent - largest)
-    log_sum = jnp.logaddexp(
-        jax.nn.logsumexp(positive, axis, keepdims=True),
-        jax.nn.logsumexp(negative, axis, keepdims=True),
+    up, down = exponent - largest, -exponent - largest
+    sums = (
+        scaled_terms(jnp.exp(log_positive), up, axis)[1]
+        + scaled_terms(jnp.exp(log_negative), down, axis)[1]
     )
-    log_normaliser = log_sum - jnp.log(total)
-    moves = jnp.isfinite(log_normaliser)
+    moves, normaliser = has_moved(sums), log_normaliser(sums, total)
     return (
-        jnp.where(moves, positive - log_normaliser, log_positive),
-        jnp.where(moves, negative - log_normaliser, log_negative),
+        log_positive + jnp.where(moves, up - normaliser, 0),
+        log_negative + jnp.where(moves, down - normaliser, 0),
     )
 
 

@@ -14,7 +14,6 @@ References:
   Amid, Warmuth, `Reparameterizing Mirror Descent as Gradient Descent <https://arxiv.org/abs/2002.10487>`_, 2020
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -38,8 +37,7 @@ def multiplicative_step(weight: jax.Array, exponent: jax.Array) -> jax.Array:
     It is taken as :math:`w\,m\,(m + 2)` with :math:`m = e^{u/2} - 1`: a tiny weight may be multiplied by
     more than the largest number.
     """
-    limit = math.log(float(jnp.finfo(weight.dtype).max))
-    root = _landing.expm1(jnp.minimum(exponent / 2, limit))
+    root = _landing.expm1(exponent / 2)
     return weight * root * (root + 2)
 
 
@@ -137,9 +135,10 @@ def initial_log_weights(params: Any, floor: Scalar = 0.0) -> Any:
 
 
 def finite_exponents(updates: Any, params: Any) -> Any:
-    """Casts the updates to the wide dtype of the parameters, with zero for an entry that is not finite."""
-    return jax.tree.map(
-        lambda wide, u: jnp.where(jnp.isfinite(u), u, 0).astype(wide.dtype),
-        trees.widen(params),
-        updates,
-    )
+    """Casts the updates to the wide dtype of the parameters, with zero where either is not finite."""
+
+    def exponent(weight: jax.Array, update: jax.Array) -> jax.Array:
+        update = update.astype(weight.dtype)
+        return jnp.where(jnp.isfinite(weight + update), update, 0)
+
+    return jax.tree.map(exponent, trees.widen(params), updates)

@@ -11,6 +11,7 @@ References:
   Ghai, Hazan, Singer, `Exponentiated Gradient Meets Gradient Descent <https://arxiv.org/abs/1902.01903>`_, 2020
 """
 
+import math
 from typing import Any
 
 import jax
@@ -24,15 +25,16 @@ from optax_igr.geometry.exponentiate import finite_exponents
 
 
 def hypentropy_step(weight: jax.Array, exponent: jax.Array, beta: Scalar) -> jax.Array:
-    r"""Returns :math:`\beta \sinh(a + u) - w` with :math:`a = \operatorname{arcsinh}(w / \beta)`.
+    r"""Returns :math:`\beta \sinh(\operatorname{arcsinh}(w / \beta) + u) - w` for float32 or wider arrays.
 
-    It is taken as :math:`2 \beta \cosh(a + u/2) \sinh(u/2)`, which cancels nowhere: not for a small step, nor for one
-    that brings a large weight back to zero.
+    It is taken as :math:`w_+ (e^u - 1) - w_- (e^{-u} - 1)` with :math:`w_\pm = (\sqrt{w^2 + \beta^2} \pm w)/2`, where
+    nothing cancels: not a small step, nor one that brings a large weight back through zero.
     """
-    limit = jnp.log(jnp.finfo(weight.dtype).max / 4) - jnp.log(beta)
-    start = jnp.clip(jnp.arcsinh(weight / beta), -limit, limit)
-    end = jnp.clip(start + exponent, -limit, limit)
-    return beta * jnp.cosh((start + end) / 2) * (2 * jnp.sinh((end - start) / 2))
+    larger = (jnp.sqrt(weight**2 + beta**2) + jnp.abs(weight)) / 2
+    smaller = (beta / 2) ** 2 / larger
+    sign = jnp.where(weight < 0, -1, 1).astype(weight.dtype)
+    outward = sign * exponent
+    return sign * (larger * _landing.expm1(outward) - smaller * _landing.expm1(-outward))
 
 
 def exponentiate_hypentropy(beta: float = 1.0) -> optax.GradientTransformationExtraArgs:
@@ -80,7 +82,10 @@ def exponentiate_hypentropy(beta: float = 1.0) -> optax.GradientTransformationEx
 
     def step(param: jax.Array, exponent: jax.Array) -> jax.Array:
         wide = param.astype(exponent.dtype)
-        return _landing.rounded(hypentropy_step(wide, exponent, beta), param.dtype)
+        # The square of a weight must be finite too.
+        limit = min(_landing.largest(param.dtype), math.sqrt(_landing.largest(wide.dtype)))
+        change = hypentropy_step(wide, exponent, jnp.asarray(beta, wide.dtype))
+        return _landing.rounded(_landing.bounded(change, -limit - wide, limit - wide), param.dtype)
 
     def update(updates: Any, state: Any, params: Any = None, **unused: Any):
         del unused

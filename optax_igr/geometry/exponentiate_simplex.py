@@ -28,8 +28,9 @@ from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry import _domain, _landing
 from optax_igr.geometry.exponentiate import initial_log_weights
 
-# Exponents are shifted to at most this, so that what underflows beside the largest weight is below its rounding.
-_HEADROOM = 20.0
+# Weights are scaled by this within a sum, so that what underflows there is nothing beside the largest term, even where
+# that belongs to the smallest weight. A power of two, which rounds nothing.
+_SCALE = 2.0**40
 
 
 class ExponentiateSimplexState(NamedTuple):
@@ -39,36 +40,47 @@ class ExponentiateSimplexState(NamedTuple):
     log_weights: Any
 
 
-def simplex_step(
+def simplex_weights(
     weight: jax.Array, exponent: jax.Array, *, axis: _domain.Axis = -1, total: Scalar = 1.0
 ) -> jax.Array:
-    r"""Returns :math:`w\,(e^{u - c} - 1)` with :math:`c = \log(\sum_j w_j e^{u_j} / U)`, in float32 or wider.
+    r"""Returns :math:`U\,w_i e^{u_i} / \sum_j w_j e^{u_j}` for float32 or wider arrays.
 
-    A small step keeps its digits, as the difference of two softmaxes would not, and no logarithm of a weight is
-    taken. Where an exponent of a group is NaN or infinite, the group does not move.
+    Where an exponent of a group is NaN or infinite, the group stays as it is.
     """
-    is_positive = weight > 0
-    largest = jnp.max(jnp.where(is_positive, exponent, -jnp.inf), axis, keepdims=True)
-    shifted = exponent - largest
-    scaled = jnp.where(is_positive, weight / total * jnp.exp(shifted + _HEADROOM), 0)
-    log_normaliser = jnp.log(jnp.sum(scaled, axis, keepdims=True)) - _HEADROOM
-    moves = is_positive & jnp.isfinite(log_normaliser)
-    return jnp.where(moves, weight * _landing.expm1(shifted - log_normaliser), 0)
+    terms, sums = scaled_terms(weight, exponent - jnp.max(exponent, axis, keepdims=True), axis)
+    return jnp.where(has_moved(sums), total * terms / sums, weight)
 
 
 def simplex_log_weights(
     log_weight: jax.Array, exponent: jax.Array, *, axis: _domain.Axis = -1, total: Scalar = 1.0
 ) -> jax.Array:
-    r"""Returns :math:`\log w + u - c`, the logarithms of the same weights, or `log_weight` for a group that stays."""
-    largest = jnp.max(exponent, axis, keepdims=True)
-    moved = log_weight + (exponent - largest)
-    log_normaliser = jax.nn.logsumexp(moved, axis, keepdims=True) - jnp.log(total)
-    return jnp.where(jnp.isfinite(log_normaliser), moved - log_normaliser, log_weight)
+    r"""Returns the logarithms of the same weights, :math:`\log w + u - c`."""
+    shifted = exponent - jnp.max(exponent, axis, keepdims=True)
+    _, sums = scaled_terms(jnp.exp(log_weight), shifted, axis)
+    return log_weight + jnp.where(has_moved(sums), shifted - log_normaliser(sums, total), 0)
 
 
-def shared(weight: jax.Array, share: Scalar, *, axis: _domain.Axis, total: Scalar) -> jax.Array:
-    r"""Returns the change :math:`\alpha (U/N - w)` that mixes the weights with the uniform ones."""
-    return share * (total / _domain.group_size(weight, axis) - weight)
+def scaled_terms(
+    weight: jax.Array, exponent: jax.Array, axis: _domain.Axis
+) -> tuple[jax.Array, jax.Array]:
+    r"""Returns :math:`w e^u` for exponents of at most zero and its sum, both on one scale."""
+    terms = weight * _SCALE * jnp.exp(exponent)
+    return terms, jnp.sum(terms, axis, keepdims=True)
+
+
+def has_moved(sums: jax.Array) -> jax.Array:
+    """Says whether a group has weights to normalise and no exponent that is NaN or infinite."""
+    return jnp.isfinite(sums) & (sums > 0)
+
+
+def log_normaliser(sums: jax.Array, total: Scalar) -> jax.Array:
+    r"""Returns :math:`c = \log(\sum_j w_j e^{u_j} / U)`."""
+    return jnp.log(sums / _SCALE / total)
+
+
+def mixed(weight: jax.Array, share: Scalar, *, axis: _domain.Axis, total: Scalar) -> jax.Array:
+    r"""Returns :math:`(1 - \alpha) w + \alpha U / N`."""
+    return weight + share * (total / _domain.group_size(weight, axis) - weight)
 
 
 def exponentiate_simplex(
@@ -144,18 +156,19 @@ def exponentiate_simplex(
             log_weights=initial_log_weights(params) if log_state else None,
         )
 
-    def exponentiated(param, update, share):
+    def exponentiated(param: jax.Array, update: jax.Array, share: Scalar) -> jax.Array:
         wide = param.astype(trees.widened(param.dtype))
-        step = simplex_step(wide, update.astype(wide.dtype), axis=axis, total=total)
-        return step + shared(wide + step, share, axis=axis, total=total) if shares else step
+        weight = simplex_weights(wide, update.astype(wide.dtype), axis=axis, total=total)
+        return mixed(weight, share, axis=axis, total=total) if shares else weight
 
-    def moved(param, log_weight, update, share):
+    def moved(
+        param: jax.Array, log_weight: jax.Array, update: jax.Array, share: Scalar
+    ) -> jax.Array:
         exponent = update.astype(log_weight.dtype)
-        moved = simplex_log_weights(log_weight, exponent, axis=axis, total=total)
+        log_weight = simplex_log_weights(log_weight, exponent, axis=axis, total=total)
         if shares:
-            weight = jnp.exp(moved)
-            moved = jnp.log(weight + shared(weight, share, axis=axis, total=total))
-        return _landing.representable_log(moved, param.dtype).astype(log_weight.dtype)
+            log_weight = jnp.log(mixed(jnp.exp(log_weight), share, axis=axis, total=total))
+        return _landing.representable_log(log_weight, param.dtype).astype(exponent.dtype)
 
     def update(updates: Any, state: Any, params: Any = None, **unused: Any):
         del unused
@@ -167,13 +180,11 @@ def exponentiate_simplex(
             log_weights = jax.tree.map(
                 lambda p, log, u: moved(p, log, u, share), params, state.log_weights, updates
             )
-            steps = jax.tree.map(
-                lambda p, log: jnp.exp(log) - p.astype(log.dtype), params, log_weights
-            )
+            weights = jax.tree.map(jnp.exp, log_weights)
         else:
-            steps = jax.tree.map(lambda p, u: exponentiated(p, u, share), params, updates)
+            weights = jax.tree.map(lambda p, u: exponentiated(p, u, share), params, updates)
         updates = jax.tree.map(
-            lambda p, s: _landing.land_on_simplex(p, s, axis=axis, total=total), params, steps
+            lambda p, w: _landing.land_on_simplex(p, w, axis=axis, total=total), params, weights
         )
         return updates, ExponentiateSimplexState(optax.safe_increment(state.count), log_weights)
 
