@@ -53,10 +53,10 @@ def bounded(x: jax.Array, lowest: Any, highest: Any) -> jax.Array:
 
 
 def smallest(dtype: Any) -> float:
-    """Returns the smallest positive weight that no device flushes to zero."""
+    """Returns the smallest positive weight that is kept: one that no device flushes to zero, nor its rounding."""
     info = jnp.finfo(dtype)
     # Arithmetic in float16 happens in float32, where its subnormal numbers are normal.
-    return float(info.smallest_subnormal if dtype == jnp.float16 else info.tiny)
+    return 2 * float(info.smallest_subnormal if dtype == jnp.float16 else info.tiny)
 
 
 def largest(dtype: Any) -> float:
@@ -66,7 +66,7 @@ def largest(dtype: Any) -> float:
 
 def representable_log(log_weight: jax.Array, dtype: Any, floor: Scalar = 0.0) -> jax.Array:
     """Keeps the logarithm of a weight where the weight in `dtype` is positive, finite and above `floor`."""
-    lowest = jnp.log(jnp.maximum(jnp.asarray(floor, log_weight.dtype), 2 * smallest(dtype)))
+    lowest = jnp.log(jnp.maximum(jnp.asarray(floor, log_weight.dtype), smallest(dtype)))
     return bounded(log_weight, lowest, math.log(largest(dtype)))
 
 
@@ -101,10 +101,11 @@ def land(weight: jax.Array, step: jax.Array, floor: Scalar = 0.0) -> jax.Array:
     if isinstance(floor, float) and floor == 0:
         return rounded(step, dtype)
     update = rounded(jnp.maximum(step, floor - weight), dtype)
-    # The difference `floor - weight` may have rounded away from zero.
-    too_low = weight + update.astype(step.dtype) < floor
-    shorter = rounded(update.astype(step.dtype) * (1 - jnp.finfo(dtype).eps), dtype)
-    return jnp.where(too_low, shorter, update)
+    # The difference `floor - weight` may have rounded down: one unit in its last place more.
+    wide = update.astype(step.dtype)
+    unit = jnp.maximum(jnp.abs(wide) * float(jnp.finfo(dtype).eps), smallest(dtype))
+    higher = rounded(wide + unit, dtype)
+    return jnp.where(weight + wide < floor, higher, update)
 
 
 def land_at(param: jax.Array, target: jax.Array) -> jax.Array:
@@ -120,19 +121,30 @@ def land_at(param: jax.Array, target: jax.Array) -> jax.Array:
 def land_on_simplex(param: jax.Array, target: jax.Array, *, axis: Axis, total: Scalar) -> jax.Array:
     """Returns the update to `target` that keeps every weight positive and, as it rounds, their sum `total`.
 
-    Rounding to nearest leaves the sum of n weights within half a unit in the last place of `total`, relatively,
-    whatever n. In bfloat16 two more errors would come on top: a weight that falls below half of itself lands on its
-    old spacing, and one that falls further stays at the edge of its reach. Both are known before the addition, so the
-    other weights are scaled to take them up.
+    Rounding to nearest leaves the sum of any number of weights within half a unit in the last place of `total`; that
+    much is kept unless a step more than doubles the largest weight. In bfloat16 more would come on top: a weight that falls below half of itself lands on its old spacing, one that falls
+    further stays at the edge of its reach, and one that more than doubles may meet a tie twice. Where they all land
+    is known before the addition: the weights that do not fall take up what those that do leave, and the largest what
+    is left after rounding.
     """
     dtype, wide = param.dtype, param.astype(target.dtype)
     if dtype == target.dtype:
         return land(param, target - wide)
-    falls = target < wide / 2
-    lands = wide + rounded(jnp.maximum(target - wide, -reach(wide, dtype)), dtype).astype(
-        wide.dtype
-    )
-    fallen = jnp.sum(jnp.where(falls, lands, 0), axis, keepdims=True)
+
+    def landed(target: jax.Array) -> jax.Array:
+        return rounded(wide + land_at(param, target).astype(wide.dtype), dtype).astype(wide.dtype)
+
+    # Compared so that a target which underflows falls too.
+    falls = 2 * target < wide
+    edge = landed(jnp.maximum(target, wide - reach(wide, dtype)))
+    fallen = jnp.sum(jnp.where(falls, edge, 0), axis, keepdims=True)
     others = jnp.sum(jnp.where(falls, 0, target), axis, keepdims=True)
     factor = (total - fallen) / jnp.where(others > 0, others, 1)
-    return land_at(param, jnp.where(falls, lands, target * factor))
+    lowest = jnp.minimum(wide, smallest(dtype))
+    target = landed(jnp.where(falls, edge, jnp.maximum(target * factor, lowest)))
+
+    rest = total - jnp.sum(target, axis, keepdims=True)
+    largest_weight = jnp.max(target, axis, keepdims=True)
+    takes = (target == largest_weight) & (jnp.abs(rest) < largest_weight / 4)
+    num_taking = jnp.maximum(jnp.sum(takes, axis, keepdims=True), 1)
+    return land_at(param, jnp.where(takes, target + rest / num_taking, target))

@@ -64,7 +64,9 @@ def scaled_terms(
     weight: jax.Array, exponent: jax.Array, axis: _domain.Axis
 ) -> tuple[jax.Array, jax.Array]:
     r"""Returns :math:`w e^u` for exponents of at most zero and its sum, both on one scale."""
-    terms = weight * _SCALE * jnp.exp(exponent)
+    # In two factors, as the weight times the exponential may be a normal number where the exponential is none.
+    root = jnp.exp(exponent / 2)
+    terms = (weight * _SCALE * root) * root
     return terms, jnp.sum(terms, axis, keepdims=True)
 
 
