@@ -122,10 +122,10 @@ def land_on_simplex(param: jax.Array, target: jax.Array, *, axis: Axis, total: S
     """Returns the update to `target` that keeps every weight positive and, as it rounds, their sum `total`.
 
     Rounding to nearest leaves the sum of any number of weights within half a unit in the last place of `total`; that
-    much is kept unless a step more than doubles the largest weight. In bfloat16 more would come on top: a weight that falls below half of itself lands on its old spacing, one that falls
-    further stays at the edge of its reach, and one that more than doubles may meet a tie twice. Where they all land
-    is known before the addition: the weights that do not fall take up what those that do leave, and the largest what
-    is left after rounding.
+    much is kept unless a step more than doubles the largest weight. In bfloat16 more would come on top: a weight that
+    falls below half of itself lands on its old spacing, one that falls further stays at the edge of its reach, and one
+    that more than doubles may meet a tie twice. Where they all land is known before the addition: the weights that do
+    not fall take up what those that do leave, and the largest what is left after rounding.
     """
     dtype, wide = param.dtype, param.astype(target.dtype)
     if dtype == target.dtype:

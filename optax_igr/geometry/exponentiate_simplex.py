@@ -16,6 +16,7 @@ References:
   <https://arxiv.org/abs/1202.3323>`_, 2012
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -77,7 +78,10 @@ def has_moved(sums: jax.Array) -> jax.Array:
 
 def log_normaliser(sums: jax.Array, total: Scalar) -> jax.Array:
     r"""Returns :math:`c = \log(\sum_j w_j e^{u_j} / U)`."""
-    return jnp.log(sums / _SCALE / total)
+    scaled = sums / total
+    plain = scaled / _SCALE
+    # The one keeps the digits of a small step; the other does not underflow where the smallest weight has won.
+    return jnp.where(plain > 2.0**-60, jnp.log(plain), jnp.log(scaled) - math.log(_SCALE))
 
 
 def mixed(weight: jax.Array, share: Scalar, *, axis: _domain.Axis, total: Scalar) -> jax.Array:

@@ -94,6 +94,8 @@ def exponentiated_gradient(
     if momentum is not None:
         hyperparameters.check_scalar_or_schedule(name, "momentum", momentum, at_least=0, below=1)
     hyperparameters.check_choice(name, "domain", domain, tuple(DOMAINS))
+    # `optax.inject_hyperparams` hands them over as one argument.
+    domain_options = domain_options.get("domain_options", domain_options)
     for option in domain_options:
         known = tuple(inspect.signature(DOMAINS[domain]).parameters)
         hyperparameters.check_choice(f"{name}(domain={domain!r})", "domain_options", option, known)

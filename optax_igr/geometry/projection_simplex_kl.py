@@ -54,9 +54,10 @@ def projection_simplex_kl(tree: Any, *, axis: _domain.Axis = -1, total: Scalar =
 
     def project(x: jax.Array) -> jax.Array:
         positive = jnp.maximum(x.astype(trees.widened(x.dtype)), 0)
-        # Divided by the largest first: the sum of finite entries may be infinite.
         largest = jnp.max(positive, axis, keepdims=True)
-        positive = jnp.where(largest > 0, positive / jnp.where(largest > 0, largest, 1), 1)
+        # By a power of two, which rounds nothing: the sum of finite entries may be infinite, or round to zero.
+        scale = jnp.where(largest > 2.0**64, 2.0**-64, jnp.where(largest < 2.0**-64, 2.0**64, 1.0))
+        positive = jnp.where(largest > 0, positive * scale.astype(positive.dtype), 1)
         return (total * positive / jnp.sum(positive, axis, keepdims=True)).astype(x.dtype)
 
     return jax.tree.map(project, tree)
