@@ -1,12 +1,21 @@
 """Gradient transformations for JAX and Optax: what is minimised, in which geometry, and how far.
 
-The rooms: `penalties`.
+The rooms: `penalties`, `curvature`.
 """
 
 import importlib.metadata
 
 from optax_igr._core.value_functions import fill_masked as fill_masked
 from optax_igr._core.value_functions import microbatched as microbatched
+from optax_igr.curvature import multibatch_lbfgs as multibatch_lbfgs
+from optax_igr.curvature import newton_cg as newton_cg
+from optax_igr.curvature import overlapping_batches as overlapping_batches
+from optax_igr.curvature import scale_by_multibatch_lbfgs as scale_by_multibatch_lbfgs
+from optax_igr.curvature import scale_by_newton_cg as scale_by_newton_cg
+from optax_igr.curvature import scale_by_stochastic_lbfgs as scale_by_stochastic_lbfgs
+from optax_igr.curvature import slbfgs as slbfgs
+from optax_igr.curvature import sqn as sqn
+from optax_igr.curvature import svrg as svrg
 from optax_igr.penalties import add_gradient_penalty as add_gradient_penalty
 from optax_igr.penalties import add_igr as add_igr
 from optax_igr.penalties import add_microbatch_gradient_penalty as add_microbatch_gradient_penalty

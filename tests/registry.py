@@ -123,6 +123,16 @@ MICRO = {**MU, "num_microbatches": problems.NUM_MICROBATCHES}
 MICRO_VALUE = ("microbatch_value_fn",)
 HOLD = {"reference_learning_rate": 0.1, "learning_rate": 0.05}
 DELAYED = {"acts_on_next_step": True, "on_targets": {"coefficient": 1e-4}}
+CURVATURE = ("curvature_value_fn",)
+FULL = ("value_fn", "full_value_fn")
+OVERLAP = ("overlap_value_fn",)
+OUTPUTS = ("outputs_fn", "output_loss_fn")
+NEWTON = {"static_args": ("max_steps",), "without_reverse_mode": True}
+LIMITED = {"static_args": ("memory_size",)}
+STOCHASTIC = {"static_args": ("memory_size", "pair_interval")}
+PAIRS = {"memory_size": 2, "pair_interval": 1}
+POWELL = {"memory_size": 2, "powell_damping": 0.2, "form": "gram"}
+RATE = {"learning_rate": 5e-3}
 
 # fmt: off
 ENTRIES: tuple[Entry, ...] = (
@@ -134,5 +144,16 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.cancel_igr, {"learning_rate": 1e-2, "safeguard": True}, VALUE),
     Entry(igr.hold_igr, HOLD, VALUE),
     Entry(igr.extrapolated_gradient_penalty, MU, place=wrapper, eval_params=igr.extrapolation_eval_params, **DELAYED),
+    Entry(igr.scale_by_newton_cg, {}, VALUE, **NEWTON),
+    Entry(igr.scale_by_newton_cg, {"curvature": "gauss_newton"}, OUTPUTS, variant="gauss_newton", **NEWTON),
+    Entry(igr.newton_cg, {"learning_rate": 0.5}, VALUE, place=alias, **NEWTON),
+    Entry(igr.scale_by_stochastic_lbfgs, PAIRS, CURVATURE, **STOCHASTIC),
+    Entry(igr.scale_by_stochastic_lbfgs, {**POWELL, "pair_interval": 1}, CURVATURE, variant="powell", **STOCHASTIC),
+    Entry(igr.sqn, {**RATE, **PAIRS}, CURVATURE, place=alias, **STOCHASTIC),
+    Entry(igr.svrg, {"anchor_interval": 2}, FULL, static_args=("anchor_interval",)),
+    Entry(igr.slbfgs, {**RATE, **PAIRS, "anchor_interval": 2}, (*FULL, *CURVATURE), place=alias, static_args=("memory_size", "pair_interval", "anchor_interval")),
+    Entry(igr.scale_by_multibatch_lbfgs, {"memory_size": 2}, OVERLAP, **LIMITED),
+    Entry(igr.scale_by_multibatch_lbfgs, POWELL, OVERLAP, variant="powell", **LIMITED),
+    Entry(igr.multibatch_lbfgs, {**RATE, "memory_size": 2}, OVERLAP, place=alias, **LIMITED),
 )
 # fmt: on
