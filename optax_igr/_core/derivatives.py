@@ -87,9 +87,13 @@ def hessian_operator(
     """
     if mode != "forward_over_reverse":
         return lambda vector: hessian_vector_product(value_fn, params, vector, mode=mode)
-    with _explained(mode):
-        _, product = jax.linearize(lambda p: gradient(value_fn, p), params)
-    return lambda vector: product(trees.cast_like(vector, params))
+    _, linearized = jax.linearize(lambda p: gradient(value_fn, p), params)
+
+    def product(vector):
+        with _explained(mode):
+            return linearized(trees.cast_like(vector, params))
+
+    return product
 
 
 @contextlib.contextmanager

@@ -189,7 +189,9 @@ def apply_inverse(memory: LBFGSMemory, vector: chex.ArrayTree) -> chex.ArrayTree
     newer = jnp.triu(products[:size, size:], 1)
     diagonal = jnp.diag(jnp.diag(products[:size, size:]))
     middle = jnp.block([[sigma * products[:size, :size], newer], [newer.T, -diagonal]])
-    middle = jnp.where(is_filled[:, None] & is_filled[None, :], middle, jnp.eye(2 * size))
+    middle = jnp.where(
+        is_filled[:, None] & is_filled[None, :], middle, jnp.eye(2 * size, dtype=middle.dtype)
+    )
     # Steps of very different length would make this system look singular in float32.
     unit = 1 / jnp.sqrt(jnp.abs(jnp.diag(middle)))
     factors = jnp.where(jnp.arange(2 * size) < size, sigma, 1)
@@ -259,7 +261,7 @@ def _gram(memory, vector):
     size, gamma = _size(memory), _initial_scale(memory)
     both_filled = filled[:, None] & filled[None, :]
     step_change = memory.products[order[:, None], size + order[None, :]]
-    step_change = jnp.where(both_filled, step_change, jnp.eye(size))
+    step_change = jnp.where(both_filled, step_change, jnp.eye(size, dtype=step_change.dtype))
     change_change = memory.products[size + order[:, None], size + order[None, :]]
     products = _products_with(memory, vector)
     # Newest first, a pair meets what the newer ones left: the two loops are two triangular solves.

@@ -168,7 +168,7 @@ def scale_by_newton_cg(
       >>> import jax, jax.numpy as jnp, optax, optax_igr
       >>> value_fn = lambda p: jnp.sum(jnp.array([1.0, 10.0, 100.0]) * (p - 1) ** 2)
       >>> optimizer = optax.chain(
-      ...     optax_igr.scale_by_newton_cg(damping=0.0), optax.scale_by_learning_rate(1.0))
+      ...     optax_igr.scale_by_newton_cg(damping=0.0, tolerance=1e-4), optax.scale_by_learning_rate(1.0))
       >>> params = jnp.zeros(3)
       >>> updates, state = optimizer.update(
       ...     jax.grad(value_fn)(params), optimizer.init(params), params, value_fn=value_fn)

@@ -10,8 +10,8 @@ on a batch :math:`S_H` of its own, larger than that of the gradient. Two average
 up to 2L are plain gradient steps, and step 2L + 1 is the first preconditioned one. The Hessian is taken at the average,
 not at the current iterate.
 
-A product costs about two gradients of its batch, once in L steps: for batches b and :math:`b_H` the extra work a step is
-:math:`2 b_H / (L b)` gradients, and 4MP multiplications for the direction.
+A product costs about two gradients of its batch, once in L steps: for batches b and :math:`b_H` the extra work a step
+is :math:`2 b_H / (L b)` gradients, and 4MP multiplications for the direction.
 
 References:
   Byrd et al, `A Stochastic Quasi-Newton Method for Large-Scale Optimization <https://arxiv.org/abs/1401.7020>`_, 2016
@@ -83,8 +83,8 @@ def scale_by_stochastic_lbfgs(
 
     .. note::
       Only the count of steps decides when the product is taken, so a collective inside `curvature_value_fn` is met by
-      all devices at once. Under `jax.vmap` call `init` inside the `vmap`: the count then stays unbatched, and the branch
-      a branch.
+      all devices at once. Under `jax.vmap` call `init` inside the `vmap`: the count then stays unbatched, and the
+      branch a branch.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optax_igr
@@ -98,7 +98,7 @@ def scale_by_stochastic_lbfgs(
       ...         jax.grad(value_fn)(params), state, params, curvature_value_fn=value_fn)
       ...     params = optax.apply_updates(params, updates)
       >>> print(f"{value_fn(params):.3f}, {state[0].memory.pair_count} pairs")
-      0.010, 1 pairs
+      0.009, 19 pairs
 
     References:
       Byrd et al, `A Stochastic Quasi-Newton Method for Large-Scale Optimization
@@ -239,7 +239,7 @@ def averaged_pair(
     params: Any,
     hvp: str,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    r"""Returns :math:`s = \bar\theta - \bar\theta'` and :math:`y = \nabla^2 L(\bar\theta)\,s`, in the dtypes of `params`."""
+    r"""Returns :math:`s = \bar\theta - \bar\theta'` and :math:`y = \nabla^2 L(\bar\theta)\,s`, like `params`."""
     step = trees.cast_like(trees.subtract(mean, last_mean), params)
     point = trees.cast_like(mean, params)
     return step, derivatives.hessian_vector_product(curvature_value_fn, point, step, mode=hvp)

@@ -4,14 +4,15 @@ An anchor :math:`\tilde\theta`, with its gradient over the whole data set, corre
 
 .. math:: v = \nabla L_S(\theta) - \nabla L_S(\tilde\theta) + \nabla L(\tilde\theta)
 
-is unbiased, it is exact at the anchor, and its variance vanishes as iterate and anchor approach the same point, so that a
-constant rate converges. A step costs two gradients of a batch, and a full one whenever the anchor moves; the state is
+is unbiased, it is exact at the anchor, and its variance vanishes as iterate and anchor approach the same point, so that
+a constant rate converges. A step costs two gradients of a batch, and a full one whenever the anchor moves; the state is
 two copies of the parameters.
 
 References:
   Johnson, Zhang, `Accelerating Stochastic Gradient Descent using Predictive Variance Reduction
   <https://papers.nips.cc/paper/2013/hash/ac1dd209cbcc5e5d1c6e28598e8cbbe8-Abstract.html>`_, 2013
-  Moritz, Nishihara, Jordan, `A Linearly-Convergent Stochastic L-BFGS Algorithm <https://arxiv.org/abs/1508.02087>`_, 2016
+  Moritz, Nishihara, Jordan, `A Linearly-Convergent Stochastic L-BFGS Algorithm
+  <https://arxiv.org/abs/1508.02087>`_, 2016
 """
 
 from typing import Any, NamedTuple
@@ -58,15 +59,16 @@ def svrg(*, anchor_interval: int | None) -> optax.GradientTransformationExtraArg
 
     Returns:
       A transform whose `update` needs `params`, `value_fn` (the loss of this batch, of which the updates are the
-      gradient) and, with an interval, `full_value_fn` at every step. A full gradient that is not finite leaves the anchor
-      where it was.
+      gradient) and, with an interval, `full_value_fn` at every step. A full gradient that is not finite leaves the
+      anchor where it was.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
 
     .. note::
-      Only the count of steps decides when the anchor moves, so a collective inside `full_value_fn` is met by all devices
-      at once. Under `jax.vmap` call `init` inside the `vmap`: the count then stays unbatched, and the branch a branch.
+      Only the count of steps decides when the anchor moves, so a collective inside `full_value_fn` is met by all
+      devices at once. Under `jax.vmap` call `init` inside the `vmap`: the count then stays unbatched, and the branch a
+      branch.
       A data set that does not fit at once goes through :func:`optax_igr.microbatched`.
 
     Examples:
@@ -82,8 +84,8 @@ def svrg(*, anchor_interval: int | None) -> optax.GradientTransformationExtraArg
       ...         jax.grad(value_fn)(params), state, params,
       ...         value_fn=value_fn, full_value_fn=lambda p: loss_fn(p, data))
       ...     params = optax.apply_updates(params, updates)
-      >>> print(f"{abs(jax.grad(loss_fn)(params, data)):.0e}")
-      0e+00
+      >>> print(f"{abs(jax.grad(loss_fn)(params, data)):.4f}")
+      0.0000
 
     References:
       Johnson, Zhang, `Accelerating Stochastic Gradient Descent using Predictive Variance Reduction
@@ -162,7 +164,7 @@ def slbfgs(
 def reduced_gradient(
     gradient: Any, batch_gradient_at_anchor: Any, anchor_gradient: Any
 ) -> chex.ArrayTree:
-    r"""Returns :math:`v = \nabla L_S(\theta) - \nabla L_S(\tilde\theta) + \nabla L(\tilde\theta)`, in float32 or wider."""
+    r"""Returns :math:`\nabla L_S(\theta) - \nabla L_S(\tilde\theta) + \nabla L(\tilde\theta)` in float32 or wider."""
     difference = trees.subtract(trees.widen(gradient), trees.widen(batch_gradient_at_anchor))
     return trees.add(difference, trees.widen(anchor_gradient))
 
