@@ -35,7 +35,6 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
-from jax.typing import ArrayLike
 
 from optax_igr._core import hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
@@ -56,9 +55,9 @@ class LBFGSMemory(NamedTuple):
 
     steps: chex.ArrayTree
     gradient_changes: chex.ArrayTree
-    products: chex.Array
-    pair_count: ArrayLike
-    rejected_count: ArrayLike
+    products: jax.Array
+    pair_count: jax.Array
+    rejected_count: jax.Array
 
 
 class MemoryOptions(NamedTuple):
@@ -113,7 +112,7 @@ def push(
     step: chex.ArrayTree,
     gradient_change: chex.ArrayTree,
     *,
-    is_pair: ArrayLike = True,
+    is_pair: bool | jax.Array = True,
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
 ) -> LBFGSMemory:
@@ -138,7 +137,9 @@ def push(
     # What is judged, and what the products are made of, is the pair as it is stored.
     step = _cast_to_history(step, memory.steps)
     gradient_change = _cast_to_history(gradient_change, memory.gradient_changes)
-    accepted = is_pair & _is_acceptable(step, gradient_change, min_cosine)
+    is_acceptable = _is_acceptable(step, gradient_change, min_cosine)
+    accepted = jnp.logical_and(is_pair, is_acceptable)
+    rejected = jnp.logical_and(is_pair, ~is_acceptable)
 
     slot = memory.pair_count % _size(memory)
     step = _where(accepted, step, _pair(memory.steps, slot))
@@ -154,7 +155,7 @@ def push(
     return pushed._replace(
         products=jnp.where(accepted, products, memory.products),
         pair_count=memory.pair_count + accepted.astype(jnp.int32),
-        rejected_count=memory.rejected_count + (is_pair & ~accepted).astype(jnp.int32),
+        rejected_count=memory.rejected_count + rejected.astype(jnp.int32),
     )
 
 
@@ -226,7 +227,7 @@ def damped_gradient_change(
     found = trees.inner_product(step, gradient_change)
     modelled = trees.inner_product(step, curved_step)
     is_enough = found >= powell_damping * modelled
-    gap = jnp.where(is_enough, 1, modelled - found)
+    gap = jnp.where(is_enough, 1, jnp.subtract(modelled, found))
     theta = jnp.where(is_enough, 1, (1 - powell_damping) * modelled / gap)
     return trees.add(
         trees.scale(theta, trees.widen(gradient_change)),

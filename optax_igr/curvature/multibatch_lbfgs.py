@@ -106,7 +106,7 @@ def scale_by_multibatch_lbfgs(
             memory=lbfgs_memory.init(params, memory_size, history_dtype),
         )
 
-    def update(updates, state, params=None, *, overlap_value_fn=None, **unused):
+    def update(updates, state, params: Any = None, *, overlap_value_fn: Any = None, **unused):
         del unused
         extra_args.require(name, params=params, overlap_value_fn=overlap_value_fn)
         trees.check_like(name, params, updates=updates)

@@ -200,13 +200,13 @@ def scale_by_newton_cg(
     def update(
         updates,
         state,
-        params=None,
+        params: Any = None,
         *,
-        value_fn=None,
+        value_fn: Any = None,
         value=None,
-        curvature_value_fn=None,
-        outputs_fn=None,
-        output_loss_fn=None,
+        curvature_value_fn: Any = None,
+        outputs_fn: Any = None,
+        output_loss_fn: Any = None,
         **unused,
     ):
         del unused

@@ -185,7 +185,7 @@ def stochastic_lbfgs(
         memory = lbfgs_memory.init(params, options.memory_size, options.history_dtype)
         return StochasticLBFGSState(jnp.zeros([], jnp.int32), mean(), mean(), memory)
 
-    def update(updates, state, params=None, *, curvature_value_fn=None, **unused):
+    def update(updates, state, params: Any = None, *, curvature_value_fn: Any = None, **unused):
         del unused
         extra_args.require(transform, params=params, curvature_value_fn=curvature_value_fn)
         trees.check_like(transform, params, updates=updates)

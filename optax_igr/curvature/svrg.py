@@ -177,7 +177,15 @@ def _svrg(transform, anchor_interval):
         anchor, gradient = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         return SVRGState(jnp.zeros([], jnp.int32), anchor, gradient, jnp.zeros([], bool))
 
-    def update(updates, state, params=None, *, value_fn=None, full_value_fn=None, **unused):
+    def update(
+        updates,
+        state,
+        params: Any = None,
+        *,
+        value_fn: Any = None,
+        full_value_fn: Any = None,
+        **unused,
+    ):
         del unused
         extra_args.require(transform, params=params, value_fn=value_fn)
         if anchor_interval is not None:
