@@ -1,6 +1,6 @@
 """Gradient transformations for JAX and Optax: what is minimised, in which geometry, and how far.
 
-The rooms: `penalties`, `geometry`.
+The rooms: `penalties`, `geometry`, `curvature`.
 """
 
 import importlib.metadata
@@ -15,6 +15,15 @@ from optax_igr.geometry import exponentiate_simplex as exponentiate_simplex
 from optax_igr.geometry import exponentiated_gradient as exponentiated_gradient
 from optax_igr.geometry import keep_params_in as keep_params_in
 from optax_igr.geometry import projection_simplex_kl as projection_simplex_kl
+from optax_igr.curvature import multibatch_lbfgs as multibatch_lbfgs
+from optax_igr.curvature import newton_cg as newton_cg
+from optax_igr.curvature import overlapping_batches as overlapping_batches
+from optax_igr.curvature import scale_by_multibatch_lbfgs as scale_by_multibatch_lbfgs
+from optax_igr.curvature import scale_by_newton_cg as scale_by_newton_cg
+from optax_igr.curvature import scale_by_stochastic_lbfgs as scale_by_stochastic_lbfgs
+from optax_igr.curvature import slbfgs as slbfgs
+from optax_igr.curvature import sqn as sqn
+from optax_igr.curvature import svrg as svrg
 from optax_igr.penalties import add_gradient_penalty as add_gradient_penalty
 from optax_igr.penalties import add_igr as add_igr
 from optax_igr.penalties import add_microbatch_gradient_penalty as add_microbatch_gradient_penalty

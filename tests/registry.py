@@ -54,7 +54,8 @@ class Entry:
       complex_as: "pair" if a complex parameter acts as the pair of its real and imaginary parts,
         "phase" if the transform only commutes with a common phase (it uses the modulus of an entry).
       on_targets: hyper-parameters for the target problems, where the curvature reaches 1000.
-      num_steps: of Adam at 1e-2 (or of an alias alone) to the targets.
+      base_on_targets: what follows the transform there; Adam would undo a direction with a length of its own.
+      num_steps: of that optimizer (or of an alias alone) to the targets.
       acts_on_next_step: what an update computes takes effect one step later, and so do its schedules.
       refuses: demands that it answers with a clear `ValueError` instead: "complex", "scalar leaf".
       without_reverse_mode: it contains a loop of unknown length; a step has forward derivatives alone.
@@ -70,6 +71,9 @@ class Entry:
     domain: str = "real"
     complex_as: str = "pair"
     on_targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    base_on_targets: optax.GradientTransformation = dataclasses.field(
+        default_factory=lambda: optax.adam(1e-2)
+    )
     num_steps: int = 6_000
     acts_on_next_step: bool = False
     refuses: frozenset[str] = frozenset()
@@ -123,6 +127,18 @@ MICRO = {**MU, "num_microbatches": problems.NUM_MICROBATCHES}
 MICRO_VALUE = ("microbatch_value_fn",)
 HOLD = {"reference_learning_rate": 0.1, "learning_rate": 0.05}
 DELAYED = {"acts_on_next_step": True, "on_targets": {"coefficient": 1e-4}}
+CURVATURE = ("curvature_value_fn",)
+FULL = ("value_fn", "full_value_fn")
+OVERLAP = ("overlap_value_fn",)
+OUTPUTS = ("outputs_fn", "output_loss_fn")
+DIRECTION = {"base_on_targets": optax.sgd(5e-3)}
+NEWTON = {"static_args": ("max_steps",), "without_reverse_mode": True, **DIRECTION}
+LIMITED = {"static_args": ("memory_size",), **DIRECTION}
+STOCHASTIC = {"static_args": ("memory_size", "pair_interval"), **DIRECTION}
+PAIRS = {"memory_size": 2, "pair_interval": 1}
+ANCHOR = {"anchor_interval": 2}
+POWELL = {"memory_size": 2, "powell_damping": 0.2, "form": "gram"}
+RATE = {"learning_rate": 5e-3}
 
 # fmt: off
 ENTRIES: tuple[Entry, ...] = (
@@ -134,5 +150,16 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.cancel_igr, {"learning_rate": 1e-2, "safeguard": True}, VALUE),
     Entry(igr.hold_igr, HOLD, VALUE),
     Entry(igr.extrapolated_gradient_penalty, MU, place=wrapper, eval_params=igr.extrapolation_eval_params, **DELAYED),
+    Entry(igr.scale_by_newton_cg, {}, VALUE, **NEWTON),
+    Entry(igr.scale_by_newton_cg, {"curvature": "gauss_newton"}, OUTPUTS, variant="gauss_newton", **NEWTON),
+    Entry(igr.newton_cg, {"learning_rate": 0.1}, VALUE, place=alias, **NEWTON),
+    Entry(igr.scale_by_stochastic_lbfgs, PAIRS, CURVATURE, **STOCHASTIC),
+    Entry(igr.scale_by_stochastic_lbfgs, {**POWELL, "pair_interval": 1}, CURVATURE, variant="powell", **STOCHASTIC),
+    Entry(igr.sqn, {**RATE, **PAIRS}, CURVATURE, place=alias, **STOCHASTIC),
+    Entry(igr.svrg, ANCHOR, FULL, static_args=tuple(ANCHOR)),
+    Entry(igr.slbfgs, {**RATE, **PAIRS, **ANCHOR}, (*FULL, *CURVATURE), place=alias, static_args=(*PAIRS, *ANCHOR)),
+    Entry(igr.scale_by_multibatch_lbfgs, {"memory_size": 2}, OVERLAP, **LIMITED),
+    Entry(igr.scale_by_multibatch_lbfgs, POWELL, OVERLAP, variant="powell", **LIMITED),
+    Entry(igr.multibatch_lbfgs, {**RATE, "memory_size": 2}, OVERLAP, place=alias, **LIMITED),
 )
 # fmt: on

@@ -114,7 +114,7 @@ def test_one_compilation_serves_donated_steps_with_unknown_extra_arguments(entry
 @pytest.mark.parametrize("target", problems.TARGETS, ids=lambda f: f.__name__)
 def test_reaches_the_target(entry, target):
     problem = target(entry.domain)
-    optimizer = entry.optimizer(optax.adam(1e-2), **entry.on_targets)
+    optimizer = entry.optimizer(entry.base_on_targets, **entry.on_targets)
     step = training_step(entry, optimizer, problem)
 
     @jax.jit

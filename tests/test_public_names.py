@@ -26,7 +26,7 @@ ROOMS = {
         layerwise_decay""",
     "optax_igr.curvature": """
         scale_by_newton_cg newton_cg scale_by_stochastic_lbfgs sqn svrg slbfgs
-        scale_by_multibatch_lbfgs multibatch_lbfgs""",
+        scale_by_multibatch_lbfgs multibatch_lbfgs overlapping_batches""",
     "optax_igr.flows": """
         gradient_flow modified_flow flow_from_step optimizer_flow adam_flow minibatch_flow
         two_player_flow principal_flow integrate convergence_order""",

@@ -298,3 +298,22 @@ def test_two_weights_have_the_published_derivatives():
     np.testing.assert_allclose(gradient, [32.2, 25.76], rtol=1e-14)
     product = derivatives.hessian_vector_product(problem.value_fn, problem.params, gradient)
     np.testing.assert_allclose(product, [883.89, 813.7584], rtol=1e-14)
+
+
+@pytest.mark.parametrize("mode", derivatives.EXACT_MODES)
+def test_operator_equals_dense_hessian(mode):
+    product = derivatives.hessian_operator(NETWORK.value_fn, NETWORK.params, mode=mode)
+    for seed in range(2):
+        vector = random_like(NETWORK.params, seed)
+        expected = dense_hessian_product(NETWORK.value_fn, NETWORK.params, vector)
+        assert_trees_close(product(vector), expected, rtol=1e-11)
+
+
+def test_operator_through_a_custom_vjp_whose_rule_has_no_forward_derivative():
+    params, vector = jnp.float64(0.5), jnp.float64(3.0)
+    with pytest.raises(ValueError, match="'reverse_over_reverse'"):
+        derivatives.hessian_operator(square_with_opaque_rule, params)(vector)
+    product = derivatives.hessian_operator(
+        square_with_opaque_rule, params, mode="reverse_over_reverse"
+    )
+    assert float(product(vector)) == 6.0
