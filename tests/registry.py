@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
 
 import optax_igr as igr
@@ -116,6 +117,20 @@ PLAIN = {"norm": "plain"}
 FORWARD = {"hvp": "forward_difference"}
 MICRO = {"coefficient": 1e-2, "num_microbatches": problems.NUM_MICROBATCHES}
 MICRO_VALUE = ("microbatch_value_fn",)
+CAUCHY = {"scale_rate": 1e-2, "first_step": "cauchy", "max_relative_update": 0.1}
+STATIC_DECAY = ("depth_fn", "num_layers")
+
+
+def by_depth(path):
+    """A depth for every path: its number of characters, modulo three layers."""
+    return len(jax.tree_util.keystr(path)) % 3
+
+
+def by_rank(path, leaf):
+    """A factor for every leaf."""
+    del path
+    return 1 / (1 + leaf.ndim)
+
 
 ENTRIES: tuple[Entry, ...] = (
     Entry(igr.add_gradient_penalty, {"coefficient": 1e-2}, VALUE),
@@ -126,4 +141,15 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.cancel_igr, {"learning_rate": 1e-2, "safeguard": True}, VALUE),
     Entry(igr.hold_igr, {"reference_learning_rate": 2e-2, "learning_rate": 1e-2}, VALUE),
     Entry(igr.extrapolated_gradient_penalty, {"coefficient": 1e-3}, place=wrapper, eval_params=igr.extrapolation_eval_params),
+    Entry(igr.scale_by_gain, {"gain_rate": 1e-3, "signal": "sign", "ema": 0.5, "decay": 1e-2}, complex_as="phase"),
+    Entry(igr.scale_by_gain, {"gain_rate": 1e-4}, complex_as="phase", variant="product"),
+    Entry(igr.scale_by_gain, {"gain_rate": 1e-3, "signal": "normalized"}, complex_as="phase", variant="normalized"),
+    Entry(igr.adapt_scale, {"scale_rate": 1e-2, "decay": 1e-3}, place=wrapper),
+    Entry(igr.adapt_scale, {"scale_rate": 1e-2, "granularity": "leaf"}, place=wrapper, variant="leaf"),
+    Entry(igr.adapt_scale, CAUCHY, VALUE, place=wrapper, variant="first step"),
+    Entry(igr.egdd, {"learning_rate": 1e-2}, place=alias, complex_as="phase"),
+    Entry(igr.scale_by_cauchy_step, {"ema": 0.5}, VALUE),
+    Entry(igr.limit_by_curvature, {}, VALUE, place=last),
+    Entry(igr.scale_by_path, {"factor_fn": by_rank}, static_args=("factor_fn",)),
+    Entry(igr.layerwise_decay, {"decay": 0.5, "depth_fn": by_depth, "num_layers": 3}, static_args=STATIC_DECAY),
 )

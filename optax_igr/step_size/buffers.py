@@ -14,9 +14,9 @@ def written_once(x: jax.Array) -> jax.Array:
 
     It stands behind a division, which XLA does not repeat in each consumer, by a one that XLA cannot know.
     """
-    return x / jnp.where(x < jnp.inf, jnp.ones([], x.dtype), 2)
+    return x / jnp.where(jnp.real(x) < jnp.inf, jnp.ones([], jnp.finfo(x.dtype).dtype), 2)
 
 
 def after(x: jax.Array, computed: jax.Array) -> jax.Array:
-    """Returns x, written when the finite `computed` has been: its old buffer is read no more."""
-    return x + 0 * computed
+    """Returns x, written when the finite `computed` has been: whatever that read may be overwritten."""
+    return x + (0 * computed).astype(x.dtype)

@@ -70,6 +70,11 @@ def real_zeros_like(params: chex.ArrayTree) -> chex.ArrayTree:
     )
 
 
+def wide_zeros_like(params: chex.ArrayTree) -> chex.ArrayTree:
+    """Returns a zero in float32 or wider for every entry of the parameters, complex where they are."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=trees.widened(p.dtype)), params)
+
+
 def scale_by_gain(
     gain_rate: optax.ScalarOrSchedule,
     *,
@@ -136,9 +141,7 @@ def scale_by_gain(
         return ScaleByGainState(
             count=jnp.zeros([], jnp.int32),
             log_gain=real_zeros_like(params),
-            average=jax.tree.map(
-                lambda p: jnp.zeros_like(p, dtype=trees.widened(p.dtype)), params
-            ),
+            average=wide_zeros_like(params),
             average_weight=jnp.zeros([], jnp.float32),
         )
 
@@ -151,26 +154,21 @@ def scale_by_gain(
         gain_rate_now, ema_now, decay_now = (
             hyperparameters.value_at(value, state.count) for value in (gain_rate, ema, decay)
         )
-        correction = bias_correction(state.average_weight)
-
-        def next_log_gain(log_gain, average, g):
-            moved = gain_signal(signal, average, g.astype(average.dtype))
-            if signal == "product":
-                moved = correction.astype(moved.dtype) * moved
-            log_gain = log_domain.step(log_gain, moved, gain_rate_now, decay_now, bounds)
-            return buffers.written_once(log_gain)
-
-        log_gain = jax.tree.map(next_log_gain, state.log_gain, state.average, gradient)
+        log_gain = next_log_gain(
+            signal,
+            state.log_gain,
+            state.average,
+            state.average_weight,
+            gradient,
+            gain_rate_now,
+            decay_now,
+            bounds,
+        )
         scaled = jax.tree.map(lambda n, u: (jnp.exp(n) * u).astype(u.dtype), log_gain, updates)
         new_state = ScaleByGainState(
             count=optax.safe_increment(state.count),
             log_gain=log_gain,
-            average=jax.tree.map(
-                lambda a, g, n: buffers.after(next_average(a, g, ema_now), n),
-                state.average,
-                gradient,
-                log_gain,
-            ),
+            average=next_averages(state.average, gradient, ema_now, log_gain),
             average_weight=next_weight(state.average_weight, ema_now),
         )
         return scaled, new_state
@@ -178,12 +176,41 @@ def scale_by_gain(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def next_log_gain(
+    signal: str,
+    log_gain: chex.ArrayTree,
+    average: chex.ArrayTree,
+    average_weight: ArrayLike,
+    gradient: chex.ArrayTree,
+    rate: hyperparameters.Scalar,
+    decay: hyperparameters.Scalar,
+    bounds: log_domain.Bounds | None,
+) -> chex.ArrayTree:
+    """Returns the log-gain after one more gradient, from the average of those before it."""
+    weight = jnp.asarray(average_weight)
+    correction = 1 / jnp.where(weight > 0, weight, 1)
+
+    def moved(n, past, g):
+        agreement = gain_signal(signal, past, g.astype(past.dtype))
+        if signal == "product":
+            agreement = correction.astype(n.dtype) * agreement
+        return buffers.written_once(log_domain.step(n, agreement, rate, decay, bounds))
+
+    return jax.tree.map(moved, log_gain, average, gradient)
+
+
+def next_averages(
+    average: chex.ArrayTree,
+    gradient: chex.ArrayTree,
+    ema: hyperparameters.Scalar,
+    log_gain: chex.ArrayTree,
+) -> chex.ArrayTree:
+    """Returns the averages of all leaves, written when the new log-gain has read the old ones."""
+    return jax.tree.map(
+        lambda a, g, n: buffers.after(next_average(a, g, ema), n), average, gradient, log_gain
+    )
+
+
 def next_weight(weight: ArrayLike, ema: hyperparameters.Scalar) -> jax.Array:
     """Returns the sum of the weights in a moving average that has taken one more gradient."""
     return next_average(jnp.asarray(weight), jnp.ones([], jnp.float32), ema)
-
-
-def bias_correction(weight: ArrayLike) -> jax.Array:
-    """Returns what an average is to be multiplied by; one while it is empty."""
-    weight = jnp.asarray(weight)
-    return 1 / jnp.where(weight > 0, weight, 1)
