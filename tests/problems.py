@@ -5,6 +5,7 @@ them: the loss, its micro-batches, and the two halves that a Gauss-Newton produc
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -128,8 +129,12 @@ def mixed_shapes(domain: str = "real", dtype: Any = jnp.float32) -> Problem:
 TARGETS = (parabola, rosenbrock, matrix_parabola, mixed_shapes)
 
 
-def two_weights(dtype: Any = jnp.float64) -> Problem:
-    """E = (y - abx)²/2 with x = 1 and y = 0.6, from (2.8, 3.5): Barrett and Dherin's 2-D model."""
+def two_weights(dtype: Any = None) -> Problem:
+    """E = (y - abx)²/2 with x = 1 and y = 0.6, from (2.8, 3.5): Barrett and Dherin's 2-D model.
+
+    In the widest floating dtype by default.
+    """
+    dtype = jnp.result_type(float) if dtype is None else dtype
 
     def outputs_fn(params):
         a, b = params
@@ -150,7 +155,7 @@ def tanh_network(
             "kernel": jnp.array(rng.normal(size=(n_in, n_out)) / math.sqrt(n_in), dtype),
             "bias": jnp.array(rng.normal(size=(n_out,)) / 4, dtype),
         }
-        for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+        for n_in, n_out in itertools.pairwise(widths)
     ]
 
     def outputs_fn(params):

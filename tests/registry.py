@@ -5,11 +5,11 @@ gradient, in half precision or under a wrapper would differ from those of the fi
 """
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import optax
 
 import optax_igr as igr
@@ -39,7 +39,7 @@ def alias(construct: Construct, base: optax.GradientTransformation):
     return construct()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
     """A transform and what a test must know to run it.
 
@@ -53,7 +53,9 @@ class Entry:
       domain: "real", "positive" or "simplex": where the parameters must lie.
       complex_as: "pair" if a complex parameter acts as the pair of its real and imaginary parts,
         "phase" if the transform only commutes with a common phase (it uses the modulus of an entry).
+      on_targets: hyper-parameters for the target problems, where the curvature reaches 1000.
       num_steps: of Adam at 1e-2 (or of an alias alone) to the targets.
+      acts_on_next_step: what an update computes takes effect one step later, and so do its schedules.
       refuses: demands that it answers with a clear `ValueError` instead: "complex", "scalar leaf".
       without_reverse_mode: it contains a loop of unknown length; a step has forward derivatives alone.
       variant: what sets this line apart from another one of the same transform.
@@ -67,7 +69,9 @@ class Entry:
     eval_params: Callable[[Any, Any], Any] | None = None
     domain: str = "real"
     complex_as: str = "pair"
+    on_targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     num_steps: int = 6_000
+    acts_on_next_step: bool = False
     refuses: frozenset[str] = frozenset()
     without_reverse_mode: bool = False
     variant: str = ""
@@ -97,15 +101,14 @@ class Entry:
 
     def scheduled(self) -> dict[str, float]:
         """Returns the hyper-parameters that may be schedules, by their annotation, with their values."""
-        hints = typing.get_type_hints(self.transform)
         schedule_types = set(typing.get_args(optax.ScalarOrSchedule))
-        defaults = self.transform.__kwdefaults__ or {}
-        values = {**defaults, **self.hyperparameters}
-        return {
-            name: values[name]
-            for name, hint in hints.items()
-            if schedule_types <= set(typing.get_args(hint)) and values.get(name) is not None
+        arguments = inspect.signature(self.transform, eval_str=True).parameters
+        values = {
+            name: self.hyperparameters.get(name, argument.default)
+            for name, argument in arguments.items()
+            if schedule_types <= set(typing.get_args(argument.annotation))
         }
+        return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
     def _construct(self, inner, constructor, overrides):
         constructor = constructor or self.transform
@@ -113,43 +116,50 @@ class Entry:
 
 
 VALUE = ("value_fn",)
-PLAIN = {"norm": "plain"}
-FORWARD = {"hvp": "forward_difference"}
-MICRO = {"coefficient": 1e-2, "num_microbatches": problems.NUM_MICROBATCHES}
+MU = {"coefficient": 1e-2}
+PLAIN = {**MU, "norm": "plain"}
+DIFFERENCE = {**MU, "hvp": "forward_difference", "radius": 1e-2}
+MICRO = {**MU, "num_microbatches": problems.NUM_MICROBATCHES}
 MICRO_VALUE = ("microbatch_value_fn",)
+HOLD = {"reference_learning_rate": 0.1, "learning_rate": 0.05}
 CAUCHY = {"scale_rate": 1e-2, "first_step": "cauchy", "max_relative_update": 0.1}
-STATIC_DECAY = ("depth_fn", "num_layers")
+SIGN = {"gain_rate": 1e-3, "signal": "sign", "ema": 0.5, "decay": 1e-2}
+NORMALIZED = {"gain_rate": 1e-3, "signal": "normalized"}
+PHASE = {"complex_as": "phase"}
+DELAYED = {"acts_on_next_step": True, "on_targets": {"coefficient": 1e-4}}
 
 
 def by_depth(path):
-    """A depth for every path: its number of characters, modulo three layers."""
-    return len(jax.tree_util.keystr(path)) % 3
+    """A depth for every path, in three layers."""
+    return len(path) % 3
 
 
 def by_rank(path, leaf):
     """A factor for every leaf."""
     del path
-    return 1 / (1 + leaf.ndim)
+    return 1 / (2 + leaf.ndim)
 
 
+# fmt: off
 ENTRIES: tuple[Entry, ...] = (
-    Entry(igr.add_gradient_penalty, {"coefficient": 1e-2}, VALUE),
-    Entry(igr.add_gradient_penalty, {"coefficient": 1e-2, **PLAIN}, VALUE, variant="plain"),
-    Entry(igr.add_gradient_penalty, {"coefficient": 1e-2, **FORWARD}, VALUE, variant="difference"),
+    Entry(igr.add_gradient_penalty, MU, VALUE),
+    Entry(igr.add_gradient_penalty, PLAIN, VALUE, variant="plain"),
+    Entry(igr.add_gradient_penalty, DIFFERENCE, VALUE, variant="difference"),
     Entry(igr.add_microbatch_gradient_penalty, MICRO, MICRO_VALUE, static_args=("num_microbatches",)),
     Entry(igr.add_igr, {"step_size": 1e-2}, VALUE),
     Entry(igr.cancel_igr, {"learning_rate": 1e-2, "safeguard": True}, VALUE),
-    Entry(igr.hold_igr, {"reference_learning_rate": 2e-2, "learning_rate": 1e-2}, VALUE),
-    Entry(igr.extrapolated_gradient_penalty, {"coefficient": 1e-3}, place=wrapper, eval_params=igr.extrapolation_eval_params),
-    Entry(igr.scale_by_gain, {"gain_rate": 1e-3, "signal": "sign", "ema": 0.5, "decay": 1e-2}, complex_as="phase"),
-    Entry(igr.scale_by_gain, {"gain_rate": 1e-4}, complex_as="phase", variant="product"),
-    Entry(igr.scale_by_gain, {"gain_rate": 1e-3, "signal": "normalized"}, complex_as="phase", variant="normalized"),
+    Entry(igr.hold_igr, HOLD, VALUE),
+    Entry(igr.extrapolated_gradient_penalty, MU, place=wrapper, eval_params=igr.extrapolation_eval_params, **DELAYED),
+    Entry(igr.scale_by_gain, SIGN, **PHASE),
+    Entry(igr.scale_by_gain, {"gain_rate": 1e-4}, **PHASE, variant="product"),
+    Entry(igr.scale_by_gain, NORMALIZED, **PHASE, variant="normalized"),
     Entry(igr.adapt_scale, {"scale_rate": 1e-2, "decay": 1e-3}, place=wrapper),
     Entry(igr.adapt_scale, {"scale_rate": 1e-2, "granularity": "leaf"}, place=wrapper, variant="leaf"),
     Entry(igr.adapt_scale, CAUCHY, VALUE, place=wrapper, variant="first step"),
-    Entry(igr.egdd, {"learning_rate": 1e-2}, place=alias, complex_as="phase"),
+    Entry(igr.egdd, {"learning_rate": 1e-2}, place=alias, on_targets={"learning_rate": 2e-4}, **PHASE),
     Entry(igr.scale_by_cauchy_step, {"ema": 0.5}, VALUE),
     Entry(igr.limit_by_curvature, {}, VALUE, place=last),
     Entry(igr.scale_by_path, {"factor_fn": by_rank}, static_args=("factor_fn",)),
-    Entry(igr.layerwise_decay, {"decay": 0.5, "depth_fn": by_depth, "num_layers": 3}, static_args=STATIC_DECAY),
+    Entry(igr.layerwise_decay, {"decay": 0.5, "depth_fn": by_depth, "num_layers": 3}, static_args=("depth_fn", "num_layers")),
 )
+# fmt: on

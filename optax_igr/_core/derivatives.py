@@ -149,23 +149,25 @@ def _difference(value_fn, params, vector, mode, radius, gradient_at_params):
     if trees.is_narrow(params):
         gradient_at_params = None
     params, vector = trees.widen(params), trees.widen(vector)
-    direction, length = trees.unit(vector)
     radius = default_radius(mode, params) if radius is None else radius
+    length = jnp.sqrt(trees.squared_norm(vector))
+    # A zero vector is not perturbed at all, whatever stands here.
+    epsilon = radius / jnp.where(length > 0, length, 1)
 
     def gradient_at(offset):
-        shifted = trees.add(params, trees.cast_like(trees.scale(offset, direction), params))
-        return gradient(value_fn, shifted)
+        shift = trees.cast_like(trees.scale(offset, vector), params)
+        return gradient(value_fn, trees.add(params, shift))
 
     if mode == "central_difference":
-        difference = trees.subtract(gradient_at(radius), gradient_at(-radius))
-        return trees.scale(length / (2 * radius), difference)
+        difference = trees.subtract(gradient_at(epsilon), gradient_at(-epsilon))
+        return trees.scale(1 / (2 * epsilon), difference)
     base = gradient_at_params
     base = gradient(value_fn, params) if base is None else base
     if mode == "forward_difference":
-        difference = trees.subtract(gradient_at(radius), base)
+        difference = trees.subtract(gradient_at(epsilon), base)
     else:
-        difference = trees.subtract(base, gradient_at(-radius))
-    return trees.scale(length / radius, difference)
+        difference = trees.subtract(base, gradient_at(-epsilon))
+    return trees.scale(1 / epsilon, difference)
 
 
 def _scalar(value_fn: ValueFn) -> ValueFn:

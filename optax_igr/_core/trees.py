@@ -9,6 +9,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
 
 
@@ -86,9 +87,26 @@ def subtract(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(jnp.subtract, x, y)
 
 
-def all_finite(tree: chex.ArrayTree) -> chex.Array:
+def all_finite(tree: chex.ArrayTree) -> jax.Array:
     """Says whether every entry of every leaf is finite."""
-    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]).all()
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.asarray(finite))
+
+
+def mask_like(tree: Any, params: Any) -> Any:
+    """Puts `optax.MaskedNode` where `params` has it, as `optax.masked` does to the updates alone.
+
+    An extra argument such as `grad` arrives there with all its leaves.
+    """
+
+    def is_masked(x):
+        return isinstance(x, optax.MaskedNode)
+
+    try:
+        return jax.tree.map(lambda p, x: p if is_masked(p) else x, params, tree, is_leaf=is_masked)
+    except ValueError:
+        # Trees that do not match are for `check_like` to report.
+        return tree
 
 
 def select(

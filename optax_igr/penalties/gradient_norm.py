@@ -180,7 +180,7 @@ def gradient_penalty(
     def update(updates, state, params=None, *, value_fn=None, grad=None, **unused):
         del unused
         extra_args.require(transform, params=params, value_fn=value_fn)
-        gradient = updates if grad is None else grad
+        gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(transform, params, updates=updates, grad=gradient)
         selected, fill = selection(transform, params, options)
         selected_gradient = jax.tree.map(

@@ -184,7 +184,7 @@ def scale_by_cauchy_step(
     ):
         del unused
         extra_args.require(name, params=params, value_fn=value_fn)
-        gradient = updates if grad is None else grad
+        gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(name, params, updates=updates, grad=gradient)
         model = quadratic_model(
             value_fn if curvature_value_fn is None else curvature_value_fn,

@@ -102,8 +102,11 @@ def limit_by_curvature(
         del unused
         extra_args.require(_NAME, params=params, value_fn=value_fn)
         trees.check_like(_NAME, params, updates=updates)
-        gradient = derivatives.gradient(value_fn, params) if grad is None else grad
-        trees.check_like(_NAME, params, grad=gradient)
+        if grad is None:
+            gradient = derivatives.gradient(value_fn, params)
+        else:
+            gradient = trees.mask_like(grad, params)
+            trees.check_like(_NAME, params, grad=gradient)
         model = cauchy.quadratic_model(
             value_fn if curvature_value_fn is None else curvature_value_fn,
             params,

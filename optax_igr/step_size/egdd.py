@@ -117,8 +117,8 @@ def egdd(
 
     def update(updates, state, params=None, *, grad=None, **unused):
         del unused
-        gradient = updates if grad is None else grad
         reference = updates if params is None else params
+        gradient = updates if grad is None else trees.mask_like(grad, reference)
         trees.check_like(_NAME, reference, updates=updates, grad=gradient)
         trees.check_state_like(
             _NAME,

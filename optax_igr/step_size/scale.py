@@ -25,7 +25,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_igr._core import extra_args, hyperparameters, trees
-from optax_igr.step_size import buffers, cauchy, log_domain
+from optax_igr.step_size import cauchy, log_domain
 
 _NAME = "adapt_scale"
 
@@ -168,12 +168,12 @@ def adapt_scale(
         if first_step is not None:
             needed = {"params": params, "value_fn": extra.get("value_fn")}
         extra_args.require(_NAME, **needed)
-        gradient = updates if grad is None else grad
         reference = updates if params is None else params
+        gradient = updates if grad is None else trees.mask_like(grad, reference)
         trees.check_like(_NAME, reference, updates=updates, grad=gradient)
-        trees.check_state_like(_NAME, reference, previous_updates=state.previous_updates)
+        trees.check_like(_NAME, reference, previous_updates=state.previous_updates)
         if grad is not None:
-            extra["grad"] = grad
+            extra["grad"] = gradient
         # In float32 it overflows for entries beyond 1e19, whose squares would stay in Adam for ever.
         is_usable = jnp.isfinite(trees.squared_norm(gradient))
 

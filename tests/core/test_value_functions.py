@@ -25,6 +25,7 @@ def test_filled_value_function_serves_both_sides_of_a_partition():
         optimizer.init(params),
         params,
         value_fn=optax_igr.fill_masked(value_fn, params),
+        grad=gradient,
     )
     # Each side penalises its own part of the gradient with the other side held constant: ∇_a ‖∇_a E‖².
     for name, coefficient in (("a", 0.1), ("b", 0.2)):

@@ -118,6 +118,20 @@ def test_fixed_rate_converges_to_the_minimum_of_the_loss():
     np.testing.assert_allclose(state.displacement, 0, atol=1e-9)
 
 
+@pytest.mark.parametrize(("product", "is_stable"), [(0.98, True), (1.02, False)])
+def test_is_stable_while_twice_the_coefficient_is_below_the_inverse_curvature(product, is_stable):
+    curvature = 4.0
+    optimizer = optax_igr.extrapolated_gradient_penalty(optax.sgd(1e-9), product / 2 / curvature)
+    _, state = in_the_loop(
+        optimizer, jnp.array([1.0]), 1500, lambda p: curvature * jnp.sum(p**2) / 2
+    )
+    # θ is at rest, so the gradients are a geometric series with the ratio `product`.
+    limit = curvature / (1 - product)
+    length = float(state.displacement[0]) / (product / curvature)
+    assert (length == pytest.approx(limit, rel=1e-2)) == is_stable
+    assert (length < 1e3) == is_stable
+
+
 def test_displacement_is_float32_for_bfloat16_and_does_not_drift():
     """θ follows float32 descent to a few roundings of bfloat16, although the displacement is below one."""
 
