@@ -101,12 +101,12 @@ class Entry:
 
     def scheduled(self) -> dict[str, float]:
         """Returns the hyper-parameters that may be schedules, by their annotation, with their values."""
-        schedule_types = set(typing.get_args(optax.ScalarOrSchedule))
+        schedule_types = typing.get_args(optax.ScalarOrSchedule)
         arguments = inspect.signature(self.transform, eval_str=True).parameters
         values = {
             name: self.hyperparameters.get(name, argument.default)
             for name, argument in arguments.items()
-            if schedule_types <= set(typing.get_args(argument.annotation))
+            if all(kind in typing.get_args(argument.annotation) for kind in schedule_types)
         }
         return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
@@ -125,6 +125,7 @@ HOLD = {"reference_learning_rate": 0.1, "learning_rate": 0.05}
 CAUCHY = {"scale_rate": 1e-2, "first_step": "cauchy", "max_relative_update": 0.1}
 SIGN = {"gain_rate": 1e-3, "signal": "sign", "ema": 0.5, "decay": 1e-2}
 NORMALIZED = {"gain_rate": 1e-3, "signal": "normalized"}
+DAMPED = {"learning_rate": 1e-3, "gain_bounds": (1e-2, 1.0)}
 PHASE = {"complex_as": "phase"}
 DELAYED = {"acts_on_next_step": True, "on_targets": {"coefficient": 1e-4}}
 
@@ -134,11 +135,13 @@ def by_depth(path):
     return len(path) % 3
 
 
-def by_rank(path, leaf):
+def by_name(path, leaf):
     """A factor for every leaf."""
-    del path
-    return 1 / (2 + leaf.ndim)
+    del leaf
+    return 0.5 if "w" in str(path) else 2.0
 
+
+BY_DEPTH = {"decay": 0.5, "depth_fn": by_depth, "num_layers": 3}
 
 # fmt: off
 ENTRIES: tuple[Entry, ...] = (
@@ -151,15 +154,15 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.hold_igr, HOLD, VALUE),
     Entry(igr.extrapolated_gradient_penalty, MU, place=wrapper, eval_params=igr.extrapolation_eval_params, **DELAYED),
     Entry(igr.scale_by_gain, SIGN, **PHASE),
-    Entry(igr.scale_by_gain, {"gain_rate": 1e-4}, **PHASE, variant="product"),
+    Entry(igr.scale_by_gain, {"gain_rate": 1e-6}, **PHASE, variant="product"),
     Entry(igr.scale_by_gain, NORMALIZED, **PHASE, variant="normalized"),
     Entry(igr.adapt_scale, {"scale_rate": 1e-2, "decay": 1e-3}, place=wrapper),
     Entry(igr.adapt_scale, {"scale_rate": 1e-2, "granularity": "leaf"}, place=wrapper, variant="leaf"),
     Entry(igr.adapt_scale, CAUCHY, VALUE, place=wrapper, variant="first step"),
-    Entry(igr.egdd, {"learning_rate": 1e-2}, place=alias, on_targets={"learning_rate": 2e-4}, **PHASE),
+    Entry(igr.egdd, {"learning_rate": 1e-2}, place=alias, on_targets=DAMPED, **PHASE),
     Entry(igr.scale_by_cauchy_step, {"ema": 0.5}, VALUE),
     Entry(igr.limit_by_curvature, {}, VALUE, place=last),
-    Entry(igr.scale_by_path, {"factor_fn": by_rank}, static_args=("factor_fn",)),
-    Entry(igr.layerwise_decay, {"decay": 0.5, "depth_fn": by_depth, "num_layers": 3}, static_args=("depth_fn", "num_layers")),
+    Entry(igr.scale_by_path, {"factor_fn": by_name}, static_args=("factor_fn",)),
+    Entry(igr.layerwise_decay, BY_DEPTH, static_args=("depth_fn", "num_layers")),
 )
 # fmt: on

@@ -4,11 +4,12 @@ For a step :math:`-\eta d` the model is
 
 .. math:: \varphi(\eta) = L(\theta - \eta d) - L(\theta) \approx -\eta\,d^\top g + \tfrac12 \eta^2\,d^\top H d
 
-Where :math:`d^\top g > 0` and :math:`d^\top H d > 0` its minimiser is the Cauchy step :math:`\eta^* = d^\top g / d^\top H d`, its
-value there :math:`\varphi(\eta^*) = -\tfrac12 \eta^*\,d^\top g`, and :math:`\varphi < 0` up to **twice** that:
-:math:`\varphi(2\eta^*) = 0`. For :math:`d = g` the loss therefore falls for every :math:`\eta < 2\,g^\top g / g^\top H g`; the bound
-:math:`\eta < g^\top g / g^\top H g` that is sometimes derived from :math:`-\eta\,g^\top g + \tfrac12 \eta^2 g^\top H g < 0` has lost the
-factor 2 and is the minimiser. Where :math:`d^\top H d \le 0` the model falls for every :math:`\eta`, and gives no length.
+Where :math:`d^\top g` and :math:`d^\top H d` are positive its minimiser is the Cauchy step
+:math:`\eta^* = d^\top g / d^\top H d`, its value there :math:`\varphi(\eta^*) = -\tfrac12 \eta^*\,d^\top g`, and
+:math:`\varphi < 0` up to **twice** that: :math:`\varphi(2\eta^*) = 0`. Along the gradient the loss falls for every
+:math:`\eta < 2\,g^\top g / g^\top H g`. The bound :math:`\eta < g^\top g / g^\top H g`, which is sometimes read off
+:math:`-\eta\,g^\top g + \tfrac12 \eta^2 g^\top H g < 0`, has lost the factor 2: it is the minimiser. Where
+:math:`d^\top H d \le 0` the model falls for every :math:`\eta`, and gives no length.
 
 References:
   Cauchy, Méthode générale pour la résolution des systèmes d'équations simultanées, 1847
@@ -33,7 +34,7 @@ RULES = ("cauchy", "minimal_residual", "geometric_mean")
 
 
 class QuadraticModel(NamedTuple):
-    r"""The inner products along a direction: :math:`d^\top g`, :math:`d^\top H d`, :math:`g^\top H d`, :math:`\|Hd\|^2`."""
+    r"""Along a direction: :math:`d^\top g`, :math:`d^\top H d`, :math:`g^\top H d` and :math:`\|Hd\|^2`."""
 
     slope: jax.Array
     curvature: jax.Array
@@ -82,9 +83,9 @@ def quadratic_model(
 def step_length(rule: str, model: QuadraticModel) -> jax.Array:
     r"""Returns the length :math:`\eta` of the step :math:`-\eta d`; it may be negative or not finite.
 
-    `cauchy` minimises the model, :math:`d^\top g / d^\top H d`; `minimal_residual` the norm :math:`\|g - \eta H d\|` of the
-    gradient at the end of the step, :math:`g^\top H d / \|Hd\|^2`; `geometric_mean` is between the two, and
-    :math:`\|g\| / \|Hg\|` along the gradient.
+    `cauchy` minimises the model, :math:`d^\top g / d^\top H d`; `minimal_residual` the norm
+    :math:`\|g - \eta H d\|` of the gradient at the end of the step, :math:`g^\top H d / \|Hd\|^2`; `geometric_mean`
+    is between the two, and :math:`\|g\| / \|Hg\|` along the gradient.
     """
     cauchy = model.slope / model.curvature
     minimal_residual = model.gradient_curvature / model.squared_product
@@ -171,11 +172,11 @@ def scale_by_cauchy_step(
     check_hvp(name, hvp, radius)
 
     def init(params):
-        dtype = trees.scalar_dtype(params)
+        del params
         return ScaleByCauchyStepState(
             count=jnp.zeros([], jnp.int32),
-            average_length=jnp.zeros([], dtype),
-            average_weight=jnp.zeros([], dtype),
+            average_length=jnp.zeros([], jnp.float32),
+            average_weight=jnp.zeros([], jnp.float32),
             rejected_count=jnp.zeros([], jnp.int32),
         )
 
@@ -194,24 +195,23 @@ def scale_by_cauchy_step(
             hvp=hvp,
             radius=radius_at(radius, state.count),
         )
-        dtype = state.average_length.dtype
-        length = step_length(rule, model).astype(dtype)
+        length = step_length(rule, model)
         accepted = (model.slope > 0) & (model.curvature > 0) & jnp.isfinite(length) & (length > 0)
         if bounds is not None:
             length = jnp.clip(length, *bounds)
-        keep = jnp.asarray(hyperparameters.value_at(ema, state.count), dtype)
-        keep = jnp.where(accepted, keep, 1)
         length = jnp.where(accepted, length, 0)
+        keep = jnp.asarray(hyperparameters.value_at(ema, state.count), length.dtype)
+        keep = jnp.where(accepted, keep, 1)
         # The average is kept unbiased by its weight, so that the first accepted length counts in full.
         weight = keep * state.average_weight + (1 - keep)
         total = keep * state.average_weight * state.average_length + (1 - keep) * length
         average = jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), 0)
-        initial = jnp.asarray(hyperparameters.value_at(fallback, state.count), dtype)
+        initial = hyperparameters.value_at(fallback, state.count)
         scaled = trees.scale(jnp.where(weight > 0, average, initial), updates)
         return scaled, ScaleByCauchyStepState(
             count=optax.safe_increment(state.count),
-            average_length=average,
-            average_weight=weight,
+            average_length=average.astype(jnp.float32),
+            average_weight=weight.astype(jnp.float32),
             rejected_count=state.rejected_count + (~accepted).astype(jnp.int32),
         )
 

@@ -1,13 +1,17 @@
 r"""A step that is shortened where the quadratic model of the loss predicts that it goes too far.
 
 For an additive update u, taken to the fraction :math:`\tau`, the model is
-:math:`\varphi(\tau) = \tau\,u^\top g + \tfrac12 \tau^2\,u^\top H u`. With :math:`u^\top g < 0 < u^\top H u` it falls up to the descent bound
-:math:`\tau = -2\,u^\top g / u^\top H u`; half of that is the minimiser. In terms of
 
-.. math:: \kappa = -\frac{u^\top H u}{u^\top g}, \qquad\text{for gradient descent}\quad \kappa = \eta\,\frac{g^\top H g}{g^\top g},
+.. math:: \varphi(\tau) = \tau\,u^\top g + \tfrac12 \tau^2\,u^\top H u.
 
-the bound is :math:`\tau = 2/\kappa`: the model predicts ascent where :math:`\kappa > 2`. On a quadratic, gradient descent
-diverges when this holds along the steepest direction, :math:`\eta\,\lambda_{\max} > 2`.
+With :math:`u^\top g < 0 < u^\top H u` it falls up to the descent bound :math:`\tau = -2\,u^\top g / u^\top H u`;
+half of that is the minimiser. In terms of
+
+.. math:: \kappa = -\frac{u^\top H u}{u^\top g}, \qquad \text{for gradient descent} \quad
+   \kappa = \eta\,\frac{g^\top H g}{g^\top g},
+
+the bound is :math:`\tau = 2/\kappa`: the model predicts ascent where :math:`\kappa > 2`. On a quadratic, gradient
+descent diverges when that holds along the steepest direction, :math:`\eta\,\lambda_{\max} > 2`.
 
 References:
   Cohen et al, `Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability
@@ -76,10 +80,10 @@ def limit_by_curvature(
       ...     updates, state = optimizer.update(grad, state, params, value_fn=value_fn, grad=grad)
       ...     params = optax.apply_updates(params, updates)
       ...     print(f"{value:.3f}, ratio {optax.tree.get(state, 'curvature_ratio'):.0f}")
-      17.000, ratio 473
-      3.692, ratio 201
-      0.853, ratio 72
-      0.281, ratio 38
+      17.000, ratio 474
+      3.790, ratio 200
+      0.884, ratio 83
+      0.182, ratio 36
 
     References:
       Cohen et al, `Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability
@@ -89,9 +93,10 @@ def limit_by_curvature(
     cauchy.check_hvp(_NAME, hvp, radius)
 
     def init(params):
+        del params
         return LimitByCurvatureState(
             count=jnp.zeros([], jnp.int32),
-            curvature_ratio=jnp.zeros([], trees.scalar_dtype(params)),
+            curvature_ratio=jnp.zeros([], jnp.float32),
             limited_count=jnp.zeros([], jnp.int32),
             ascent_count=jnp.zeros([], jnp.int32),
         )
@@ -117,14 +122,14 @@ def limit_by_curvature(
         )
         descends = model.slope < 0
         ratio = jnp.where(descends, -model.curvature / jnp.where(descends, model.slope, -1), 0)
-        ratio = jnp.where(jnp.isfinite(ratio), ratio, 0).astype(state.curvature_ratio.dtype)
+        ratio = jnp.where(jnp.isfinite(ratio), ratio, 0)
         fraction_now = jnp.asarray(hyperparameters.value_at(fraction, state.count), ratio.dtype)
         limited = ratio > 2 * fraction_now
         factor = jnp.where(limited, 2 * fraction_now / jnp.where(limited, ratio, 1), 1)
         ascends = (model.slope >= 0) & (trees.squared_norm(updates) > 0)
         return trees.scale(factor, updates), LimitByCurvatureState(
             count=optax.safe_increment(state.count),
-            curvature_ratio=ratio,
+            curvature_ratio=ratio.astype(jnp.float32),
             limited_count=state.limited_count + limited.astype(jnp.int32),
             ascent_count=state.ascent_count + ascends.astype(jnp.int32),
         )

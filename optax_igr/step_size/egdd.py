@@ -89,6 +89,7 @@ def egdd(
       ...     updates, state = optimizer.update(jax.grad(value_fn)(params), state, params)
       ...     params = optax.apply_updates(params, updates)
       >>> print(f"loss {value_fn(params):.0E} (heavy ball: 5E-03)")
+      loss 3E-03 (heavy ball: 5E-03)
 
     References:
       Amid et al, `Step-size Adaptation Using Exponentiated Gradient Updates

@@ -123,9 +123,9 @@ def scale_by_gain(
       ...     updates, state = optimizer.update(jax.grad(value_fn)(params), state, params)
       ...     params = optax.apply_updates(params, updates)
       >>> print(f"loss {value_fn(params):.0E} (without: 4E-03)")
-      loss 1E-06 (without: 4E-03)
+      loss 4E-28 (without: 4E-03)
       >>> print([f"{gain:.1f}" for gain in jnp.exp(optax.tree.get(state, "log_gain"))])
-      ['1.0', '44.7']
+      ['1.0', '109.9']
 
     References:
       Amid et al, `Step-size Adaptation Using Exponentiated Gradient Updates

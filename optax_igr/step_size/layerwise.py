@@ -16,7 +16,6 @@ References:
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,9 +47,9 @@ def scale_by_path(
 
     Args:
       factor_fn: `(path, leaf) -> factor`. The path is JAX's key path (`jax.tree_util.keystr(path, simple=True,
-        separator="/")` spells it), the leaf has a shape and a dtype. The factor is a number; an array, whose axes are the
-        first axes of the leaf, for parameters that are stacked over layers; or a schedule that returns either. None
-        says that no rule covers the parameter, which is an error.
+        separator="/")` spells it), the leaf has a shape and a dtype. The factor is a number; an array, whose axes
+        are the first axes of the leaf, for parameters that are stacked over layers; or a schedule that returns
+        either. None says that no rule covers the parameter, which is an error.
 
     Returns:
       A transform that needs no parameters. A mask (`optax.masked`) limits it to a part of the tree; within
@@ -138,10 +137,8 @@ def layerwise_decay(
                 f"{name}: `depth_fn` must return integers from 0 to num_layers - 1 = {num_layers - 1}; "
                 f"for {_spell(path)} it returned {depth.tolist()}."
             )
-        return lambda count: (
-            jnp.asarray(hyperparameters.value_at(decay, count), jnp.float32)
-            ** (num_layers - 1 - depth)
-        )
+        layers_behind = num_layers - 1 - depth
+        return lambda count: hyperparameters.value_at(decay, count) ** layers_behind
 
     return _scale_by_path(name, factor_fn)
 
@@ -166,6 +163,9 @@ def factor_table(transform: optax.GradientTransformation, params: Any) -> str:
       >>> print(optax_igr.factor_table(transform, {"stacked": jnp.ones((2, 3))}))
       parameter  shape   factor
       stacked    (2, 3)  0.1, 1
+
+    References:
+      The off-by-one that a table shows: `electra#51 <https://github.com/google-research/electra/issues/51>`_
     """
     ones = jax.tree.map(lambda p: jnp.ones(p.shape, jnp.float32), params)
     factors, _ = transform.update(ones, transform.init(ones), ones)

@@ -1,6 +1,7 @@
 r"""A global scale for any optimizer, learned by exponentiated gradients.
 
-With :math:`\theta_t = \theta_{t-1} + s\,u_{t-1}`, whatever optimizer made :math:`u`, the loss depends on the scale through
+With :math:`\theta_t = \theta_{t-1} + s\,u_{t-1}`, whatever optimizer made :math:`u`, the loss depends on the scale
+through
 
 .. math:: \frac{\partial L}{\partial \log s} = \langle s\,u_{t-1},\, g_t \rangle
 
@@ -54,7 +55,8 @@ def scale_signal(
 ) -> jax.Array:
     r"""Returns what moves the log-scale up: how far a step :math:`s\,u` and the next gradient point apart.
 
-    :math:`-\langle s u, g \rangle` for `product`, its sign, or :math:`-\langle u, g \rangle / (\|u\| \|g\|)` for `cosine`.
+    :math:`-\langle s u, g \rangle` for `product`, its sign, or :math:`-\langle u, g \rangle / (\|u\| \|g\|)` for
+    `cosine`.
     """
     alignment = -trees.inner_product(step, gradient)
     if signal == "sign":
@@ -103,8 +105,8 @@ def adapt_scale(
       scale_rate: :math:`\gamma`, a number or a schedule. At 0, without the two options, the updates are those of
         `inner` bit for bit.
       granularity: `tree`, one scale, or `leaf`, one for each leaf.
-      signal: `cosine`; `sign`, that of :math:`-\langle u, g \rangle`; or `product`, :math:`-\langle s u, g \rangle`, the exact
-        derivative of the loss, in its unit.
+      signal: `cosine`; `sign`, that of :math:`-\langle u, g \rangle`; or `product`, :math:`-\langle s u, g \rangle`,
+        the exact derivative of the loss, in its unit.
       decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1).
       bounds: the least and the largest learned scale. Without them it stays within exp(±80).
       first_step: None or `cauchy`. It is measured at the first update that is neither zero nor broken, under
@@ -126,13 +128,18 @@ def adapt_scale(
       >>> value_fn = lambda p: jnp.sum(jnp.array([1.0, 3.0]) * p**2)
       >>> for rate in (1e-6, 1e2):
       ...     optimizer = optax_igr.adapt_scale(optax.sgd(rate), 0.03, first_step="cauchy")
+      ...     @jax.jit
+      ...     def step(params, state):
+      ...         grad = jax.grad(value_fn)(params)
+      ...         updates, state = optimizer.update(grad, state, params, value_fn=value_fn)
+      ...         return optax.apply_updates(params, updates), state
       ...     params = jnp.array([3.0, 1.0])
       ...     state = optimizer.init(params)
       ...     for _ in range(30):
-      ...         grad = jax.grad(value_fn)(params)
-      ...         updates, state = optimizer.update(grad, state, params, value_fn=value_fn)
-      ...         params = optax.apply_updates(params, updates)
+      ...         params, state = step(params, state)
       ...     print(f"loss {value_fn(params):.0E}, rate {rate * jnp.exp(state.log_scale):.2f}")
+      loss 1E-17, rate 0.25
+      loss 1E-17, rate 0.25
 
     References:
       Amid et al, `Step-size Adaptation Using Exponentiated Gradient Updates
