@@ -105,12 +105,12 @@ class Entry:
 
     def scheduled(self) -> dict[str, float]:
         """Returns the hyper-parameters that may be schedules, by their annotation, with their values."""
-        schedule_types = set(typing.get_args(optax.ScalarOrSchedule))
+        schedule_types = typing.get_args(optax.ScalarOrSchedule)
         arguments = inspect.signature(self.transform, eval_str=True).parameters
         values = {
             name: self.hyperparameters.get(name, argument.default)
             for name, argument in arguments.items()
-            if schedule_types <= set(typing.get_args(argument.annotation))
+            if all(kind in typing.get_args(argument.annotation) for kind in schedule_types)
         }
         return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
@@ -126,6 +126,11 @@ DIFFERENCE = {**MU, "hvp": "forward_difference", "radius": 1e-2}
 MICRO = {**MU, "num_microbatches": problems.NUM_MICROBATCHES}
 MICRO_VALUE = ("microbatch_value_fn",)
 HOLD = {"reference_learning_rate": 0.1, "learning_rate": 0.05}
+CAUCHY = {"scale_rate": 1e-2, "first_step": "cauchy", "max_relative_update": 0.1}
+SIGN = {"gain_rate": 1e-3, "signal": "sign", "ema": 0.5, "decay": 1e-2}
+NORMALIZED = {"gain_rate": 1e-3, "signal": "normalized"}
+DAMPED = {"learning_rate": 1e-3, "gain_bounds": (1e-2, 1.0)}
+PHASE = {"complex_as": "phase"}
 DELAYED = {"acts_on_next_step": True, "on_targets": {"coefficient": 1e-4}}
 CURVATURE = ("curvature_value_fn",)
 FULL = ("value_fn", "full_value_fn")
@@ -139,6 +144,20 @@ PAIRS = {"memory_size": 2, "pair_interval": 1}
 ANCHOR = {"anchor_interval": 2}
 POWELL = {"memory_size": 2, "powell_damping": 0.2, "form": "gram"}
 RATE = {"learning_rate": 5e-3}
+
+
+def by_depth(path):
+    """A depth for every path, in three layers."""
+    return len(path) % 3
+
+
+def by_name(path, leaf):
+    """A factor for every leaf."""
+    del leaf
+    return 0.5 if "w" in str(path) else 2.0
+
+
+BY_DEPTH = {"decay": 0.5, "depth_fn": by_depth, "num_layers": 3}
 
 # fmt: off
 ENTRIES: tuple[Entry, ...] = (
@@ -161,5 +180,16 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.scale_by_multibatch_lbfgs, {"memory_size": 2}, OVERLAP, **LIMITED),
     Entry(igr.scale_by_multibatch_lbfgs, POWELL, OVERLAP, variant="powell", **LIMITED),
     Entry(igr.multibatch_lbfgs, {**RATE, "memory_size": 2}, OVERLAP, place=alias, **LIMITED),
+    Entry(igr.scale_by_gain, SIGN, **PHASE),
+    Entry(igr.scale_by_gain, {"gain_rate": 1e-6}, **PHASE, variant="product"),
+    Entry(igr.scale_by_gain, NORMALIZED, **PHASE, variant="normalized"),
+    Entry(igr.adapt_scale, {"scale_rate": 1e-2, "decay": 1e-3}, place=wrapper),
+    Entry(igr.adapt_scale, {"scale_rate": 1e-2, "granularity": "leaf"}, place=wrapper, variant="leaf"),
+    Entry(igr.adapt_scale, CAUCHY, VALUE, place=wrapper, variant="first step"),
+    Entry(igr.egdd, {"learning_rate": 1e-2}, place=alias, on_targets=DAMPED, **PHASE),
+    Entry(igr.scale_by_cauchy_step, {"ema": 0.5}, VALUE),
+    Entry(igr.limit_by_curvature, {}, VALUE, place=last),
+    Entry(igr.scale_by_path, {"factor_fn": by_name}, static_args=("factor_fn",)),
+    Entry(igr.layerwise_decay, BY_DEPTH, static_args=("depth_fn", "num_layers")),
 )
 # fmt: on

@@ -23,7 +23,7 @@ ROOMS = {
         projection_simplex_kl""",
     "optax_igr.step_size": """
         scale_by_gain adapt_scale egdd scale_by_cauchy_step limit_by_curvature scale_by_path
-        layerwise_decay""",
+        layerwise_decay factor_table""",
     "optax_igr.curvature": """
         scale_by_newton_cg newton_cg scale_by_stochastic_lbfgs sqn svrg slbfgs
         scale_by_multibatch_lbfgs multibatch_lbfgs overlapping_batches""",

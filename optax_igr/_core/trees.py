@@ -31,6 +31,17 @@ def is_narrow(tree: chex.ArrayTree) -> bool:
     return any(widened(x.dtype) != x.dtype for x in jax.tree.leaves(tree))
 
 
+def scalar_dtype(tree: chex.ArrayTree) -> Any:
+    """Returns the real dtype of an inner product over the tree: float32, or the widest of its leaves."""
+    dtypes = [jnp.finfo(x.dtype).dtype for x in jax.tree.leaves(tree) if is_inexact(x)]
+    return jnp.result_type(jnp.float32, *dtypes)
+
+
+def is_inexact(x: Any) -> bool:
+    """Says whether a leaf holds real or complex numbers."""
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
 def cast_like(tree: chex.ArrayTree, reference: chex.ArrayTree) -> chex.ArrayTree:
     """Casts every leaf to the dtype of its counterpart."""
     return jax.tree.map(lambda x, r: x.astype(r.dtype), tree, reference)
