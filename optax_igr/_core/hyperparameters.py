@@ -72,13 +72,6 @@ def check_scalar(
         raise error
 
 
-def check_scalar(transform: str, name: str, value: Any, **bounds: float) -> None:
-    """Raises a `ValueError` that names the argument unless it is a number in range, and no schedule."""
-    if callable(value):
-        raise ValueError(f"{transform}: `{name}` must be a number, got a schedule.")
-    check_scalar_or_schedule(transform, name, value, **bounds)
-
-
 def check_positive_integer(transform: str, name: str, value: Any) -> None:
     """Raises a `ValueError` that names the argument unless it is a Python integer above zero."""
     check_integer(transform, name, value, at_least=1)
