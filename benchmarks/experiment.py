@@ -10,7 +10,7 @@ import altair as alt
 from benchmarks import records, runner, steps
 from benchmarks.problems.problem import Problem
 from benchmarks.records import Record
-from benchmarks.techniques import Technique
+from benchmarks.technique import Technique
 
 NUM_POINTS = 25
 

@@ -87,7 +87,7 @@ def html(experiment: Experiment, runs: Sequence[Record], drawn: Sequence[Figure]
         num_steps=sorted({r.num_steps for r in runs}),
         seeds=len({r.seed for r in runs}),
         environment=runs[-1].environment,
-        library=vl_convert.javascript_bundle(None),
+        library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
     )
 
 
