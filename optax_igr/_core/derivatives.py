@@ -22,6 +22,7 @@ References:
   <https://www.bcl.hamilton.ie/~barak/papers/nc-hessian.pdf>`_, 1994
 """
 
+import contextlib
 from collections.abc import Callable
 
 import chex
@@ -32,6 +33,7 @@ from optax_igr._core import trees
 from optax_igr._core.hyperparameters import Scalar
 
 ValueFn = Callable[[chex.ArrayTree], chex.Array]
+Operator = Callable[[chex.ArrayTree], chex.ArrayTree]
 
 EXACT_MODES = ("forward_over_reverse", "reverse_over_forward", "reverse_over_reverse")
 DIFFERENCE_MODES = ("forward_difference", "backward_difference", "central_difference")
@@ -72,10 +74,35 @@ def hessian_vector_product(
     if mode in DIFFERENCE_MODES:
         return _difference(value_fn, params, vector, mode, radius, gradient_at_params)
     vector = trees.cast_like(vector, params)
-    try:
+    with _explained(mode):
         return _EXACT[mode](_scalar(value_fn), params, vector)
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
+
+
+def hessian_operator(
+    value_fn: ValueFn, params: chex.ArrayTree, *, mode: str = "forward_over_reverse"
+) -> Operator:
+    r"""Returns :math:`v \mapsto Hv` for many products at one point; its argument may be wider than `params`.
+
+    In the default mode the gradient is linearized once, and each product costs 2 gradients instead of 2.7.
+    """
+    if mode != "forward_over_reverse":
+        return lambda vector: hessian_vector_product(value_fn, params, vector, mode=mode)
+    _, linearized = jax.linearize(lambda p: gradient(value_fn, p), params)
+
+    def product(vector):
+        with _explained(mode):
+            return linearized(trees.cast_like(vector, params))
+
+    return product
+
+
+@contextlib.contextmanager
+def _explained(mode: str):
+    try:
+        yield
+    except (TypeError, NotImplementedError) as error:
+        # JAX names either the function or the linear map that stands for its backward rule.
+        if "custom_vjp" not in str(error) and "custom_lin" not in str(error):
             raise
         raise ValueError(
             f"hvp={mode!r} takes a forward derivative of `value_fn`, which contains a "
@@ -96,11 +123,24 @@ def gauss_newton_vector_product(
       Schraudolph, `Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent
       <https://doi.org/10.1162/08997660260028683>`_, 2002
     """
-    outputs, outputs_tangent = jax.jvp(outputs_fn, (params,), (vector,))
-    curved = hessian_vector_product(output_loss_fn, outputs, outputs_tangent)
+    return gauss_newton_operator(outputs_fn, output_loss_fn, params)(vector)
+
+
+def gauss_newton_operator(
+    outputs_fn: Callable[[chex.ArrayTree], chex.ArrayTree],
+    output_loss_fn: ValueFn,
+    params: chex.ArrayTree,
+) -> Operator:
+    r"""Returns :math:`v \mapsto J^\top H_\ell J v` for many products at one point."""
+    outputs, jacobian_product = jax.linearize(outputs_fn, params)
     _, transpose = jax.vjp(outputs_fn, params)
-    (product,) = transpose(_conjugate(curved))
-    return _conjugate(product)
+    output_product = hessian_operator(output_loss_fn, outputs)
+
+    def product(vector):
+        curved = output_product(jacobian_product(trees.cast_like(vector, params)))
+        return _conjugate(transpose(_conjugate(curved))[0])
+
+    return product
 
 
 def default_radius(mode: str, params: chex.ArrayTree) -> float:
@@ -148,29 +188,32 @@ def _difference(value_fn, params, vector, mode, radius, gradient_at_params):
     if trees.is_narrow(params):
         gradient_at_params = None
     params, vector = trees.widen(params), trees.widen(vector)
-    direction, length = trees.unit(vector)
     radius = default_radius(mode, params) if radius is None else radius
+    length = jnp.sqrt(trees.squared_norm(vector))
+    # A zero vector is not perturbed at all, whatever stands here.
+    epsilon = radius / jnp.where(length > 0, length, 1)
 
     def gradient_at(offset):
-        shifted = trees.add(params, trees.cast_like(trees.scale(offset, direction), params))
-        return gradient(value_fn, shifted)
+        shift = trees.cast_like(trees.scale(offset, vector), params)
+        return gradient(value_fn, trees.add(params, shift))
 
     if mode == "central_difference":
-        difference = trees.subtract(gradient_at(radius), gradient_at(-radius))
-        return trees.scale(length / (2 * radius), difference)
+        difference = trees.subtract(gradient_at(epsilon), gradient_at(-epsilon))
+        return trees.scale(1 / (2 * epsilon), difference)
     base = gradient_at_params
     base = gradient(value_fn, params) if base is None else base
     if mode == "forward_difference":
-        difference = trees.subtract(gradient_at(radius), base)
+        difference = trees.subtract(gradient_at(epsilon), base)
     else:
-        difference = trees.subtract(base, gradient_at(-radius))
-    return trees.scale(length / radius, difference)
+        difference = trees.subtract(base, gradient_at(-epsilon))
+    return trees.scale(1 / epsilon, difference)
 
 
 def _scalar(value_fn: ValueFn) -> ValueFn:
     def checked(params):
         value = value_fn(params)
-        if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        is_array = hasattr(value, "shape") and hasattr(value, "dtype")
+        if not is_array or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(f"a value function must return one real number, got {value!r}.")
         return value
 

@@ -9,6 +9,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
 
 
@@ -28,6 +29,17 @@ def widen(tree: chex.ArrayTree) -> chex.ArrayTree:
 def is_narrow(tree: chex.ArrayTree) -> bool:
     """Says whether any leaf has fewer bits than float32."""
     return any(widened(x.dtype) != x.dtype for x in jax.tree.leaves(tree))
+
+
+def scalar_dtype(tree: chex.ArrayTree) -> Any:
+    """Returns the real dtype of an inner product over the tree: float32, or the widest of its leaves."""
+    dtypes = [jnp.finfo(x.dtype).dtype for x in jax.tree.leaves(tree) if is_inexact(x)]
+    return jnp.result_type(jnp.float32, *dtypes)
+
+
+def is_inexact(x: Any) -> bool:
+    """Says whether a leaf holds real or complex numbers."""
+    return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def cast_like(tree: chex.ArrayTree, reference: chex.ArrayTree) -> chex.ArrayTree:
@@ -75,9 +87,26 @@ def subtract(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(jnp.subtract, x, y)
 
 
-def all_finite(tree: chex.ArrayTree) -> chex.Array:
+def all_finite(tree: chex.ArrayTree) -> jax.Array:
     """Says whether every entry of every leaf is finite."""
-    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]).all()
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.asarray(finite))
+
+
+def mask_like(tree: Any, params: Any) -> Any:
+    """Puts `optax.MaskedNode` where `params` has it, as `optax.masked` does to the updates alone.
+
+    An extra argument such as `grad` arrives there with all its leaves.
+    """
+
+    def is_masked(x):
+        return isinstance(x, optax.MaskedNode)
+
+    try:
+        return jax.tree.map(lambda p, x: p if is_masked(p) else x, params, tree, is_leaf=is_masked)
+    except ValueError:
+        # Trees that do not match are for `check_like` to report.
+        return tree
 
 
 def select(
@@ -131,14 +160,37 @@ def check_like(transform: str, params: Any, **trees: Any) -> None:
         except AssertionError as error:
             raise ValueError(
                 f"{transform}: `{name}` must agree with `params` in structure, shape and dtype; "
-                f"{_first_difference(params, tree)}"
+                f"{_first_difference(params, tree, _shape_and_dtype)}"
             ) from error
 
 
-def _first_difference(params: chex.ArrayTree, tree: chex.ArrayTree) -> str:
+def check_state_like(transform: str, params: Any, **trees: Any) -> None:
+    """Raises a `ValueError` that names the leaf where a part of the state differs from the parameters.
+
+    In structure and shape alone: a state may be wider than its parameters.
+    """
+    for name, tree in trees.items():
+        try:
+            chex.assert_trees_all_equal_shapes(params, tree)
+        except AssertionError as error:
+            raise ValueError(
+                f"{transform}: `{name}` of the state must agree with `params` in structure and shape; "
+                f"{_first_difference(params, tree, _shape)}"
+            ) from error
+
+
+def _shape(x: Any) -> str:
+    return f"of shape {list(jnp.shape(x))}"
+
+
+def _shape_and_dtype(x: Any) -> str:
+    return f"{jnp.asarray(x).dtype}{list(jnp.shape(x))}"
+
+
+def _first_difference(params: chex.ArrayTree, tree: chex.ArrayTree, describe: Callable) -> str:
     expected, found = (
         {
-            jax.tree_util.keystr(path): f"{jnp.asarray(x).dtype}{list(jnp.shape(x))}"
+            jax.tree_util.keystr(path): describe(x)
             for path, x in jax.tree_util.tree_leaves_with_path(t)
         }
         for t in (params, tree)

@@ -14,7 +14,9 @@ from optax_igr._core.hyperparameters import Scalar
 ValueFn = Callable[[chex.ArrayTree], chex.Array]
 
 
-def fill_masked(value_fn: ValueFn, params: chex.ArrayTree) -> ValueFn:
+def fill_masked(
+    value_fn: Callable[..., chex.Array], params: chex.ArrayTree
+) -> Callable[..., chex.Array]:
     """Makes a `value_fn` that accepts the parameters as `optax.masked` and `optax.partition` show them.
 
     Those wrappers put an `optax.MaskedNode` in the place of every parameter that another transform
@@ -22,12 +24,13 @@ def fill_masked(value_fn: ValueFn, params: chex.ArrayTree) -> ValueFn:
     The returned function first puts the parameters of this step back, as constants.
 
     Args:
-      value_fn: `params -> scalar`.
+      value_fn: `params -> scalar`, or another function whose first argument is the parameters
+        (`microbatch_value_fn`, `outputs_fn`).
       params: all parameters of this step, the ones given to `update`.
 
     Returns:
       A function from a tree like `params`, in which some leaves or branches may be `optax.MaskedNode`,
-      to the scalar.
+      and the further arguments of `value_fn`, to its result.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optax_igr
@@ -45,14 +48,14 @@ def fill_masked(value_fn: ValueFn, params: chex.ArrayTree) -> ValueFn:
       The failure: `optax#1109 <https://github.com/google-deepmind/optax/issues/1109>`_
     """
 
-    def filled(masked_params):
+    def filled(masked_params, *args, **kwargs):
         complete = jax.tree.map(
             lambda masked, full: full if _is_masked(masked) else masked,
             masked_params,
             params,
             is_leaf=_is_masked,
         )
-        return value_fn(complete)
+        return value_fn(complete, *args, **kwargs)
 
     return filled
 

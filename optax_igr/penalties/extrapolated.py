@@ -53,6 +53,11 @@ def extrapolated_gradient_penalty(
     It is exact to first order in :math:`\mu` and in the step: the gradient it extrapolates by is one step old, and
     the displacement :math:`2\mu g` must be short against the curvature's own scale, as for every forward difference.
 
+    .. warning::
+      It is stable for :math:`2\mu\lambda_{max} < 1` only, at any learning rate: with :math:`\theta` at rest the
+      gradients obey :math:`g_t = H\theta + 2\mu H g_{t-1}`. :func:`optax_igr.add_gradient_penalty` has no such limit
+      of its own.
+
     Args:
       inner: any optimizer, the sign of descent included (`optax.sgd(0.1)`, `optax.adamw(1e-3)`). It sees
         :math:`\theta` as `params` and gets all extra arguments.
@@ -104,10 +109,11 @@ def extrapolated_gradient_penalty(
 
     def update(updates, state, params=None, *, grad=None, **extra):
         extra_args.require(_NAME, params=params)
-        gradient = updates if grad is None else grad
+        gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(_NAME, params, updates=updates, grad=gradient)
+        trees.check_state_like(_NAME, params, displacement=state.displacement)
         if grad is not None:
-            extra["grad"] = grad
+            extra["grad"] = gradient
         evaluated = extrapolation_eval_params(state, params)
         inner_updates, inner_state = inner.update(updates, state.inner_state, evaluated, **extra)
         # The displacement acts on the gradient of the next step, so it takes that step's coefficient.

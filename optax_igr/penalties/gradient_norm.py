@@ -180,7 +180,7 @@ def gradient_penalty(
     def update(updates, state, params=None, *, value_fn=None, grad=None, **unused):
         del unused
         extra_args.require(transform, params=params, value_fn=value_fn)
-        gradient = updates if grad is None else grad
+        gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(transform, params, updates=updates, grad=gradient)
         selected, fill = selection(transform, params, options)
         selected_gradient = jax.tree.map(
@@ -237,9 +237,8 @@ def add_penalty(
     penalised = jax.tree.map(add, penalty, updates, is_leaf=lambda x: x is None)
     dropped = jnp.zeros([], bool)
     if safeguard:
-        # A penalty that is not finite fails the comparison too, and is dropped. At a zero gradient there is
-        # nothing to ascend: the penalty is zero.
-        descends = trees.inner_product(gradient, penalised) > 0
+        # An overflow is no direction of descent either. At a zero gradient there is nothing to ascend.
+        descends = (trees.inner_product(gradient, penalised) > 0) & trees.all_finite(penalised)
         dropped = ~descends & (trees.squared_norm(gradient) > 0)
         penalised = jax.tree.map(lambda p, u: jnp.where(dropped, u, p), penalised, updates)
     return penalised, GradientPenaltyState(

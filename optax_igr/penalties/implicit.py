@@ -85,7 +85,7 @@ def modified_loss(
 
     .. math:: \tilde L(\theta) = L(\theta) + \frac{h}{4} \|\nabla L(\theta)\|^2
 
-    Its gradient costs 3.4 gradients of L by reverse over reverse; :func:`add_igr` computes the same for 2.8.
+    Under `jax.jit` its gradient costs 2.8 gradients of L, as :func:`add_igr` does, which works in any chain.
 
     Args:
       value_fn: `(params, *args, **kwargs) -> scalar`, differentiated in `params`.

@@ -53,6 +53,10 @@ def add_microbatch_gradient_penalty(
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
 
+    .. note::
+      A line search of Optax in the same chain refuses every keyword that its `value_fn` does not name. There, define
+      `value_fn(params, *, microbatch_value_fn=None)`.
+
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optax_igr
       >>> loss_fn = lambda w, x: jnp.mean((w - x) ** 2)
@@ -80,7 +84,7 @@ def add_microbatch_gradient_penalty(
     def update(updates, state, params=None, *, microbatch_value_fn=None, grad=None, **unused):
         del unused
         extra_args.require(transform, params=params, microbatch_value_fn=microbatch_value_fn)
-        gradient = updates if grad is None else grad
+        gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(transform, params, updates=updates, grad=gradient)
         selected, fill = gradient_norm.selection(transform, params, options)
         radius_now = gradient_norm.radius_at(options, state.count)

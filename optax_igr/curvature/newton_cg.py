@@ -1,0 +1,338 @@
+r"""Newton's method with a truncated solve by conjugate gradients.
+
+.. math:: (C + \lambda I)\, d = g, \qquad \theta \leftarrow \theta - d
+
+where C is the Hessian or the Gauss-Newton matrix :math:`J^\top H_\ell J`, seen through its products with vectors alone.
+A solve ends when the residual is `tolerance` times the gradient, after `max_steps` products, or (Steihaug) at a
+direction of negative curvature, before which every iterate descends; each product costs about two gradients.
+
+The damping :math:`\lambda` follows Levenberg and Marquardt. With the decrease that the model predicts,
+
+.. math::
+  \rho = \frac{L(\theta) - L(\theta - d)}{g^\top d - \frac12 d^\top C d}, \qquad
+  \lambda \leftarrow \tfrac32 \lambda \text{ if } \rho < \tfrac14, \qquad
+  \lambda \leftarrow \tfrac23 \lambda \text{ if } \rho > \tfrac34 .
+
+References:
+  Steihaug, `The Conjugate Gradient Method and Trust Regions in Large Scale Optimization
+  <https://doi.org/10.1137/0720042>`_, 1983
+  Martens, `Deep learning via Hessian-free optimization <https://icml.cc/Conferences/2010/papers/458.pdf>`_, 2010
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
+
+CURVATURES = ("hessian", "gauss_newton")
+# The damping stays within these multiples of where it started: it must not underflow to zero for ever.
+_DAMPING_RANGE = (1e-8, 1e8)
+
+
+class NewtonCGState(NamedTuple):
+    """What the last solve did, and what the next one starts from.
+
+    Attributes:
+      count: the number of updates.
+      damping: λ of the next solve.
+      direction: the last solution d, in float32 or wider.
+      num_products: products with C in the last solve; the warm start is one of them.
+      met_negative_curvature: whether the last solve ended at a direction of negative curvature.
+      reduction_ratio: ρ of the last solve; NaN before the first and where the damping is 0.
+    """
+
+    count: ArrayLike
+    damping: chex.Array
+    direction: chex.ArrayTree
+    num_products: ArrayLike
+    met_negative_curvature: ArrayLike
+    reduction_ratio: chex.Array
+
+
+class Solution(NamedTuple):
+    """An approximate solution x of A x = b, its residual b - A x, and how the solve went."""
+
+    x: chex.ArrayTree
+    residual: chex.ArrayTree
+    num_products: chex.Array
+    met_negative_curvature: chex.Array
+
+
+def truncated_cg(
+    operator: derivatives.Operator,
+    b: chex.ArrayTree,
+    start: chex.ArrayTree | None = None,
+    *,
+    max_steps: int,
+    tolerance: Scalar,
+) -> Solution:
+    r"""Solves :math:`Ax = b` by conjugate gradients up to the first direction of negative curvature.
+
+    Args:
+      operator: :math:`v \mapsto Av`, symmetric.
+      b: in float32 or wider.
+      start: a direction along which the solve begins, at the minimiser of the model (zero where it has none); None
+        saves its product.
+      max_steps: the largest number of conjugate gradient steps.
+      tolerance: the residual to stop at, in units of b.
+
+    Returns:
+      The solution. It is b itself where negative curvature is met before anything else.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, b)
+    x, residual, num_products = zeros, b, 0
+    if start is not None:
+        curved = operator(start)
+        curvature = trees.inner_product(start, curved)
+        along = trees.inner_product(start, b)
+        is_usable = (curvature > 0) & jnp.isfinite(along / jnp.where(curvature > 0, curvature, 1))
+        factor = jnp.where(is_usable, along / jnp.where(is_usable, curvature, 1), 0)
+        x = trees.scale(factor, start)
+        residual = jax.tree.map(
+            lambda r, c: r - jnp.where(is_usable, c, 0),
+            residual,
+            trees.scale(factor, curved),
+        )
+        num_products = 1
+    is_zero = trees.squared_norm(x) == 0
+    target = tolerance**2 * trees.squared_norm(b)
+
+    def is_unfinished(carry):
+        (*_, squared_residual), steps, met_negative = carry
+        return (steps < max_steps) & ~met_negative & (squared_residual > target)
+
+    def step(carry):
+        (x, residual, p, squared_residual), steps, _ = carry
+        curved = operator(p)
+        curvature = trees.inner_product(p, curved)
+        is_positive = curvature > 0
+        length = squared_residual / jnp.where(is_positive, curvature, 1)
+        # Nothing but b itself is known to descend where the very first curvature is negative.
+        fallback = jnp.where(is_zero & (steps == 0), 1, 0)
+        length = jnp.where(is_positive, length, fallback)
+        x = trees.add(x, trees.scale(length, p))
+        residual = trees.subtract(residual, trees.scale(length, curved))
+        new_squared = trees.squared_norm(residual)
+        p = trees.add(residual, trees.scale(new_squared / squared_residual, p))
+        return (x, residual, p, new_squared), steps + 1, ~is_positive
+
+    vectors = (x, residual, residual, trees.squared_norm(residual))
+    carry = (vectors, jnp.zeros([], jnp.int32), jnp.zeros([], bool))
+    vectors, steps, met_negative = jax.lax.while_loop(is_unfinished, step, carry)
+    return Solution(vectors[0], vectors[1], num_products + steps, met_negative)
+
+
+def scale_by_newton_cg(
+    *,
+    damping: Scalar = 1e-3,
+    max_steps: int = 20,
+    tolerance: optax.ScalarOrSchedule = 1e-2,
+    curvature: str = "hessian",
+    hvp: str = "forward_over_reverse",
+    warm_start: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Solves for the Newton direction by conjugate gradients.
+
+    .. math:: u \leftarrow d \approx (C + \lambda I)^{-1} u
+
+    The direction always descends: where the solve fails, it is the incoming gradient. It belongs first in a chain.
+
+    Args:
+      damping: the first :math:`\lambda`, at least 0, in units of curvature. It adapts by the ratio of actual to
+        predicted decrease at the unit step, at the price of one loss; 0 stays 0.
+      max_steps: the largest number of conjugate gradient steps.
+      tolerance: the residual to stop at, in units of the gradient; a number or a schedule.
+      curvature: `hessian` or `gauss_newton`, which is positive semidefinite where the output loss is convex.
+      hvp: how a product with the Hessian is computed, one of the exact modes.
+      warm_start: begin at the minimiser of the model along the last direction, for one more product.
+
+    Returns:
+      A transform whose `update` needs `params` and either `value_fn` or, for `gauss_newton`, `outputs_fn` and
+      `output_loss_fn`. It uses `value` if it is given, and takes the Hessian from `curvature_value_fn` if that is.
+      The state tells the damping, the number of products, and whether negative curvature was met.
+
+    Raises:
+      ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
+
+    .. note::
+      When a solve stops is decided by norms over all parameters. On a mesh these are the same number on every device,
+      so that all devices run the same number of products.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_igr
+      >>> value_fn = lambda p: jnp.sum(jnp.array([1.0, 10.0, 100.0]) * (p - 1) ** 2)
+      >>> optimizer = optax.chain(
+      ...     optax_igr.scale_by_newton_cg(damping=0.0, tolerance=1e-4), optax.scale_by_learning_rate(1.0))
+      >>> params = jnp.zeros(3)
+      >>> updates, state = optimizer.update(
+      ...     jax.grad(value_fn)(params), optimizer.init(params), params, value_fn=value_fn)
+      >>> print([f"{p:.2f}" for p in params + updates], state[0].num_products)
+      ['1.00', '1.00', '1.00'] 4
+
+    References:
+      Martens, `Deep learning via Hessian-free optimization <https://icml.cc/Conferences/2010/papers/458.pdf>`_, 2010
+    """
+    name = "scale_by_newton_cg"
+    hyperparameters.check_scalar(name, "damping", damping, at_least=0)
+    hyperparameters.check_positive_integer(name, "max_steps", max_steps)
+    hyperparameters.check_scalar_or_schedule(name, "tolerance", tolerance, at_least=0)
+    hyperparameters.check_choice(name, "curvature", curvature, CURVATURES)
+    hyperparameters.check_choice(name, "hvp", hvp, derivatives.EXACT_MODES)
+    is_damped = not isinstance(damping, (int, float)) or damping > 0
+
+    def init(params):
+        direction = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=trees.widened(p.dtype)), params)
+        return NewtonCGState(
+            count=jnp.zeros([], jnp.int32),
+            damping=jnp.array(damping, jnp.float32),
+            direction=direction,
+            num_products=jnp.zeros([], jnp.int32),
+            met_negative_curvature=jnp.zeros([], bool),
+            reduction_ratio=jnp.full([], jnp.nan, jnp.float32),
+        )
+
+    def update(
+        updates,
+        state,
+        params: Any = None,
+        *,
+        value_fn: Any = None,
+        value=None,
+        curvature_value_fn: Any = None,
+        outputs_fn: Any = None,
+        output_loss_fn: Any = None,
+        **unused,
+    ):
+        del unused
+        extra_args.require(name, params=params)
+        if curvature == "gauss_newton":
+            extra_args.require(name, outputs_fn=outputs_fn, output_loss_fn=output_loss_fn)
+            product = derivatives.gauss_newton_operator(outputs_fn, output_loss_fn, params)
+            loss_fn = value_fn or (lambda p: output_loss_fn(outputs_fn(p)))
+        else:
+            extra_args.require(name, value_fn=value_fn)
+            product = derivatives.hessian_operator(curvature_value_fn or value_fn, params, mode=hvp)
+            loss_fn = value_fn
+        trees.check_like(name, params, updates=updates)
+        trees.check_state_like(name, params, direction=state.direction)
+
+        # In units of the gradient, so that the squares of a tiny one do not underflow.
+        b, norm = trees.unit(updates)
+        solution = truncated_cg(
+            lambda v: trees.add(trees.widen(product(v)), trees.scale(state.damping, v)),
+            b,
+            trees.unit(state.direction)[0] if warm_start else None,
+            max_steps=max_steps,
+            tolerance=hyperparameters.value_at(tolerance, state.count),
+        )
+        direction = _descending(trees.scale(norm, solution.x), updates)
+        new_damping, ratio = state.damping, state.reduction_ratio
+        if is_damped:
+            squared_length = trees.squared_norm(solution.x)
+            curved = trees.inner_product(solution.x, trees.subtract(b, solution.residual))
+            model = trees.inner_product(b, solution.x) - curved / 2
+            predicted = norm**2 * (model + state.damping * squared_length / 2)
+            value = loss_fn(params) if value is None else value
+            stepped = jax.tree.map(
+                lambda p, d: (p.astype(d.dtype) - d).astype(p.dtype), params, direction
+            )
+            new_damping, ratio = _adapted_damping(
+                state.damping,
+                jnp.asarray(value, predicted.dtype),
+                loss_fn(stepped).astype(predicted.dtype),
+                predicted,
+                solution.met_negative_curvature,
+            )
+            least, largest = (bound * damping for bound in _DAMPING_RANGE)
+            new_damping = jnp.clip(new_damping, least, largest).astype(jnp.float32)
+        return trees.cast_like(direction, params), NewtonCGState(
+            count=optax.safe_increment(state.count),
+            damping=new_damping,
+            direction=jax.tree.map(
+                lambda d: jnp.where(trees.all_finite(direction), d, 0), direction
+            ),
+            num_products=solution.num_products,
+            met_negative_curvature=solution.met_negative_curvature,
+            reduction_ratio=ratio.astype(jnp.float32),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def newton_cg(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    damping: Scalar = 1e-3,
+    max_steps: int = 20,
+    tolerance: optax.ScalarOrSchedule = 1e-2,
+    curvature: str = "hessian",
+    hvp: str = "forward_over_reverse",
+    warm_start: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Descends along the Newton direction.
+
+    .. math:: \theta \leftarrow \theta - \gamma\,(C + \lambda I)^{-1} g
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule; 1 is Newton's own step, by which the damping is judged.
+      damping: as in :func:`optax_igr.scale_by_newton_cg`, and so are the others.
+      max_steps: the largest number of conjugate gradient steps.
+      tolerance: the residual to stop at, in units of the gradient.
+      curvature: `hessian` or `gauss_newton`.
+      hvp: how a product with the Hessian is computed.
+      warm_start: begin along the last direction.
+
+    Returns:
+      An optimizer whose `update` needs what :func:`optax_igr.scale_by_newton_cg` does.
+
+    Raises:
+      ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_igr
+      >>> value_fn = lambda p: (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2
+      >>> optimizer = optax_igr.newton_cg(1.0)
+      >>> params = jnp.zeros(2)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(5):
+      ...     updates, state = optimizer.update(
+      ...         jax.grad(value_fn)(params), state, params, value_fn=value_fn)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(f"{value_fn(params):.3f}")
+      0.000
+
+    References:
+      Martens, `Deep learning via Hessian-free optimization <https://icml.cc/Conferences/2010/papers/458.pdf>`_, 2010
+    """
+    direction = scale_by_newton_cg(
+        damping=damping,
+        max_steps=max_steps,
+        tolerance=tolerance,
+        curvature=curvature,
+        hvp=hvp,
+        warm_start=warm_start,
+    )
+    return optax.chain(direction, optax.scale_by_learning_rate(learning_rate))
+
+
+def _descending(direction: Any, gradient: Any) -> chex.ArrayTree:
+    """Returns the direction, or the gradient where the direction is broken or does not descend."""
+    descends = trees.inner_product(direction, gradient) > 0
+    is_good = descends & trees.all_finite(direction)
+    return jax.tree.map(lambda d, g: jnp.where(is_good, d, g.astype(d.dtype)), direction, gradient)
+
+
+def _adapted_damping(damping, value, stepped_value, predicted, met_negative_curvature):
+    actual = value - stepped_value
+    ratio = actual / jnp.where(predicted == 0, 1, predicted)
+    # Below this the two losses differ by rounding alone, and the ratio says nothing.
+    rounding = 10 * jnp.finfo(predicted.dtype).eps * jnp.abs(value)
+    grow = jnp.where(ratio >= 0.25, 1.0, 1.5)
+    factor = jnp.where((ratio > 0.75) & ~met_negative_curvature, 2 / 3, grow)
+    return damping * jnp.where(jnp.abs(predicted) <= rounding, 1.0, factor), ratio

@@ -1,0 +1,221 @@
+r"""Stochastic variance-reduced gradients, and their chain with stochastic L-BFGS.
+
+An anchor :math:`\tilde\theta`, with its gradient over the whole data set, corrects the gradient of every batch:
+
+.. math:: v = \nabla L_S(\theta) - \nabla L_S(\tilde\theta) + \nabla L(\tilde\theta)
+
+is unbiased, it is exact at the anchor, and its variance vanishes as iterate and anchor approach the same point, so that
+a constant rate converges. A step costs two gradients of a batch, and a full one whenever the anchor moves; the state is
+two copies of the parameters.
+
+References:
+  Johnson, Zhang, `Accelerating Stochastic Gradient Descent using Predictive Variance Reduction
+  <https://papers.nips.cc/paper/2013/hash/ac1dd209cbcc5e5d1c6e28598e8cbbe8-Abstract.html>`_, 2013
+  Moritz, Nishihara, Jordan, `A Linearly-Convergent Stochastic L-BFGS Algorithm
+  <https://arxiv.org/abs/1508.02087>`_, 2016
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
+from optax_igr.curvature.lbfgs_memory import MemoryOptions
+from optax_igr.curvature.stochastic_lbfgs import stochastic_lbfgs
+
+
+class SVRGState(NamedTuple):
+    """The anchor.
+
+    Attributes:
+      count: the number of updates.
+      anchor: the parameters at the anchor.
+      anchor_gradient: their gradient over the whole data set.
+      has_anchor: False until a full gradient was finite; the updates then pass as they are.
+    """
+
+    count: ArrayLike
+    anchor: chex.ArrayTree
+    anchor_gradient: chex.ArrayTree
+    has_anchor: ArrayLike
+
+
+def svrg(*, anchor_interval: int | None) -> optax.GradientTransformationExtraArgs:
+    r"""Reduces the variance of a minibatch gradient by the full gradient at an anchor.
+
+    .. math:: u \leftarrow u - \nabla L_S(\tilde\theta) + \nabla L(\tilde\theta)
+
+    It belongs first in a chain: the incoming updates must be the gradient of `value_fn`.
+
+    Args:
+      anchor_interval: m, the steps from one anchor to the next: the full gradient is taken under `jax.lax.cond` at
+        steps 1, 1 + m, 1 + 2m, ... None moves the anchor exactly when `full_value_fn` is passed, which the loop decides
+        outside of `jax.jit`.
+
+    Returns:
+      A transform whose `update` needs `params`, `value_fn` (the loss of this batch, of which the updates are the
+      gradient) and, with an interval, `full_value_fn` at every step. A full gradient that is not finite leaves the
+      anchor where it was.
+
+    Raises:
+      ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
+
+    .. note::
+      Only the count of steps decides when the anchor moves, so a collective inside `full_value_fn` is met by all
+      devices at once. Under `jax.vmap` call `init` inside the `vmap`: the count then stays unbatched, and the branch a
+      branch.
+      A data set that does not fit at once goes through :func:`optax_igr.microbatched`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_igr
+      >>> data = jnp.array([-1.0, 0.0, 4.0])
+      >>> loss_fn = lambda p, x: jnp.mean((p - x) ** 2 + (p - x) ** 4 / 100)
+      >>> optimizer = optax.chain(optax_igr.svrg(anchor_interval=6), optax.sgd(0.1))
+      >>> params = jnp.array(0.0)
+      >>> state = optimizer.init(params)
+      >>> for step in range(60):
+      ...     value_fn = lambda p: loss_fn(p, data[step % 3])
+      ...     updates, state = optimizer.update(
+      ...         jax.grad(value_fn)(params), state, params,
+      ...         value_fn=value_fn, full_value_fn=lambda p: loss_fn(p, data))
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(f"{abs(jax.grad(loss_fn)(params, data)):.4f}")
+      0.0000
+
+    References:
+      Johnson, Zhang, `Accelerating Stochastic Gradient Descent using Predictive Variance Reduction
+      <https://papers.nips.cc/paper/2013/hash/ac1dd209cbcc5e5d1c6e28598e8cbbe8-Abstract.html>`_, 2013
+    """
+    return _svrg("svrg", anchor_interval)
+
+
+def slbfgs(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    anchor_interval: int | None,
+    memory_size: int = 10,
+    pair_interval: int = 10,
+    hvp: str = "forward_over_reverse",
+    min_cosine: Scalar = 1e-4,
+    powell_damping: Scalar | None = None,
+    history_dtype: Any = None,
+    form: str = "two_loop",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Descends by stochastic L-BFGS with variance-reduced gradients, at a constant rate.
+
+    .. math:: \theta \leftarrow \theta - \gamma H_t v
+
+    It converges linearly on a strongly convex loss. For N samples, a batch b, and m steps between two anchors, an epoch
+    costs 2mb + N gradients.
+
+    Args:
+      learning_rate: :math:`\gamma`, a number or a schedule.
+      anchor_interval: m, as in :func:`optax_igr.svrg`.
+      memory_size: as in :func:`optax_igr.scale_by_stochastic_lbfgs`, and so are the others.
+      pair_interval: L, the number of steps between two pairs.
+      hvp: how the Hessian-vector product is computed.
+      min_cosine: the guard of the pairs.
+      powell_damping: c, or None.
+      history_dtype: of the pairs.
+      form: `two_loop` or `gram`.
+
+    Returns:
+      An optimizer whose `update` needs `params`, `value_fn`, `full_value_fn` and `curvature_value_fn`.
+
+    Raises:
+      ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_igr
+      >>> data = jnp.array([[1.0, 0.0], [0.0, 3.0], [2.0, 1.0]])
+      >>> loss_fn = lambda p, x: jnp.mean((x @ p - 1) ** 2)
+      >>> optimizer = optax_igr.slbfgs(0.05, anchor_interval=3, pair_interval=3)
+      >>> params = jnp.zeros(2)
+      >>> state = optimizer.init(params)
+      >>> @jax.jit
+      ... def step(params, state, batch):
+      ...     value_fn, full_value_fn = (lambda p, x=x: loss_fn(p, x) for x in (batch, data))
+      ...     updates, state = optimizer.update(
+      ...         jax.grad(value_fn)(params), state, params, value_fn=value_fn,
+      ...         full_value_fn=full_value_fn, curvature_value_fn=full_value_fn)
+      ...     return optax.apply_updates(params, updates), state
+      >>> for index in range(300):
+      ...     params, state = step(params, state, data[index % 3][None])
+      >>> print(f"{jnp.linalg.norm(jax.grad(loss_fn)(params, data)):.1f}")
+      0.0
+
+    References:
+      Moritz, Nishihara, Jordan, `A Linearly-Convergent Stochastic L-BFGS Algorithm
+      <https://arxiv.org/abs/1508.02087>`_, 2016
+    """
+    options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
+    return optax.chain(
+        _svrg("slbfgs", anchor_interval),
+        stochastic_lbfgs("slbfgs", pair_interval, hvp, options),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def reduced_gradient(
+    gradient: Any, batch_gradient_at_anchor: Any, anchor_gradient: Any
+) -> chex.ArrayTree:
+    r"""Returns :math:`\nabla L_S(\theta) - \nabla L_S(\tilde\theta) + \nabla L(\tilde\theta)` in float32 or wider."""
+    difference = trees.subtract(trees.widen(gradient), trees.widen(batch_gradient_at_anchor))
+    return trees.add(difference, trees.widen(anchor_gradient))
+
+
+def _svrg(transform, anchor_interval):
+    if anchor_interval is not None:
+        hyperparameters.check_positive_integer(transform, "anchor_interval", anchor_interval)
+
+    def init(params):
+        anchor, gradient = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return SVRGState(jnp.zeros([], jnp.int32), anchor, gradient, jnp.zeros([], bool))
+
+    def update(
+        updates,
+        state,
+        params: Any = None,
+        *,
+        value_fn: Any = None,
+        full_value_fn: Any = None,
+        **unused,
+    ):
+        del unused
+        extra_args.require(transform, params=params, value_fn=value_fn)
+        if anchor_interval is not None:
+            extra_args.require(transform, full_value_fn=full_value_fn)
+        trees.check_like(transform, params, updates=updates)
+        trees.check_like(transform, params, **{"anchor of the state": state.anchor})
+
+        def moved():
+            gradient = derivatives.gradient(full_value_fn, params)
+            finite = trees.all_finite(gradient)
+            anchor, gradient = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                (params, gradient),
+                (state.anchor, state.anchor_gradient),
+            )
+            return anchor, gradient, state.has_anchor | finite
+
+        anchored = (state.anchor, state.anchor_gradient, state.has_anchor)
+        if anchor_interval is not None:
+            is_due = state.count % anchor_interval == 0
+            anchored = jax.lax.cond(is_due, moved, lambda: anchored)
+        elif full_value_fn is not None:
+            anchored = moved()
+        anchor, anchor_gradient, has_anchor = anchored
+
+        reduced = reduced_gradient(updates, derivatives.gradient(value_fn, anchor), anchor_gradient)
+        reduced = jax.tree.map(
+            lambda v, u: jnp.where(has_anchor, v.astype(u.dtype), u), reduced, updates
+        )
+        count = optax.safe_increment(state.count)
+        return reduced, SVRGState(count, anchor, anchor_gradient, has_anchor)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,137 @@
+r"""A step that is shortened where the quadratic model of the loss predicts that it goes too far.
+
+For an additive update u, taken to the fraction :math:`\tau`, the model is
+
+.. math:: \varphi(\tau) = \tau\,u^\top g + \tfrac12 \tau^2\,u^\top H u.
+
+With :math:`u^\top g < 0 < u^\top H u` it falls up to the descent bound :math:`\tau = -2\,u^\top g / u^\top H u`;
+half of that is the minimiser. In terms of
+
+.. math:: \kappa = -\frac{u^\top H u}{u^\top g}, \qquad \text{for gradient descent} \quad
+   \kappa = \eta\,\frac{g^\top H g}{g^\top g},
+
+the bound is :math:`\tau = 2/\kappa`: the model predicts ascent where :math:`\kappa > 2`. On a quadratic, gradient
+descent diverges when that holds along the steepest direction, :math:`\eta\,\lambda_{\max} > 2`.
+
+References:
+  Cohen et al, `Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability
+  <https://arxiv.org/abs/2103.00065>`_, 2021
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr.step_size import cauchy
+
+_NAME = "limit_by_curvature"
+
+
+class LimitByCurvatureState(NamedTuple):
+    r"""The number of updates, :math:`\kappa` of the last one as it came in, how many were shortened.
+
+    `ascent_count` is the number of updates with :math:`u^\top g \ge 0`, which passed unchanged.
+    """
+
+    count: ArrayLike
+    curvature_ratio: ArrayLike
+    limited_count: ArrayLike
+    ascent_count: ArrayLike
+
+
+def limit_by_curvature(
+    fraction: optax.ScalarOrSchedule = 0.5,
+    *,
+    hvp: str = "forward_over_reverse",
+    radius: optax.ScalarOrSchedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Shortens a step that is longer than a fraction of the descent bound.
+
+    .. math:: u \leftarrow \min\Big(1,\ \frac{2f}{\kappa}\Big)\,u, \qquad \kappa = -\frac{u^\top H u}{u^\top g}
+
+    It stands last, after the learning rate and its sign, so that u is what is added to the parameters. The fraction
+    f = 1 is the bound itself, where the model is flat; f = 0.5, the default, is the minimiser. It never lengthens a
+    step: a learning rate that is too small stays so.
+
+    Args:
+      fraction: f, positive; a number or a schedule. Above 1 the model allows ascent.
+      hvp: how the Hessian-vector product is computed, as in :func:`optax_igr.add_gradient_penalty`.
+      radius: the length of a difference's perturbation.
+
+    Returns:
+      A transform whose `update` needs `params` and `value_fn`. The raw gradient is `grad` if it is given, else it
+      is derived from `value_fn`, at no cost under `jax.jit` where the loop derives the same. H prefers
+      `curvature_value_fn`. :math:`\kappa` is `optax.tree.get(state, "curvature_ratio")`, zero where it is undefined.
+
+    Raises:
+      ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_igr
+      >>> value_fn = lambda p: jnp.sum(p**4)
+      >>> optimizer = optax.chain(optax.sgd(10.0), optax_igr.limit_by_curvature())
+      >>> params = jnp.array([1.0, 2.0])
+      >>> state = optimizer.init(params)
+      >>> for _ in range(4):
+      ...     value, grad = jax.value_and_grad(value_fn)(params)
+      ...     updates, state = optimizer.update(grad, state, params, value_fn=value_fn, grad=grad)
+      ...     params = optax.apply_updates(params, updates)
+      ...     print(f"{value:.3f}, ratio {optax.tree.get(state, 'curvature_ratio'):.0f}")
+      17.000, ratio 474
+      3.790, ratio 200
+      0.884, ratio 83
+      0.182, ratio 36
+
+    References:
+      Cohen et al, `Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability
+      <https://arxiv.org/abs/2103.00065>`_, 2021
+    """
+    hyperparameters.check_scalar_or_schedule(_NAME, "fraction", fraction, above=0)
+    cauchy.check_hvp(_NAME, hvp, radius)
+
+    def init(params):
+        del params
+        return LimitByCurvatureState(
+            count=jnp.zeros([], jnp.int32),
+            curvature_ratio=jnp.zeros([], jnp.float32),
+            limited_count=jnp.zeros([], jnp.int32),
+            ascent_count=jnp.zeros([], jnp.int32),
+        )
+
+    def update(
+        updates, state, params=None, *, value_fn=None, curvature_value_fn=None, grad=None, **unused
+    ):
+        del unused
+        extra_args.require(_NAME, params=params, value_fn=value_fn)
+        trees.check_like(_NAME, params, updates=updates)
+        if grad is None:
+            gradient = derivatives.gradient(value_fn, params)
+        else:
+            gradient = trees.mask_like(grad, params)
+            trees.check_like(_NAME, params, grad=gradient)
+        model = cauchy.quadratic_model(
+            value_fn if curvature_value_fn is None else curvature_value_fn,
+            params,
+            updates,
+            gradient,
+            hvp=hvp,
+            radius=cauchy.radius_at(radius, state.count),
+        )
+        descends = model.slope < 0
+        ratio = jnp.where(descends, -model.curvature / jnp.where(descends, model.slope, -1), 0)
+        ratio = jnp.where(jnp.isfinite(ratio), ratio, 0)
+        fraction_now = jnp.asarray(hyperparameters.value_at(fraction, state.count), ratio.dtype)
+        limited = ratio > 2 * fraction_now
+        factor = jnp.where(limited, 2 * fraction_now / jnp.where(limited, ratio, 1), 1)
+        ascends = (model.slope >= 0) & (trees.squared_norm(updates) > 0)
+        return trees.scale(factor, updates), LimitByCurvatureState(
+            count=optax.safe_increment(state.count),
+            curvature_ratio=ratio.astype(jnp.float32),
+            limited_count=state.limited_count + limited.astype(jnp.int32),
+            ascent_count=state.ascent_count + ascends.astype(jnp.int32),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,315 @@
+r"""A global scale for any optimizer, learned by exponentiated gradients.
+
+With :math:`\theta_t = \theta_{t-1} + s\,u_{t-1}`, whatever optimizer made :math:`u`, the loss depends on the scale
+through
+
+.. math:: \frac{\partial L}{\partial \log s} = \langle s\,u_{t-1},\, g_t \rangle
+
+so the scale grows while the last step still points downhill, and shrinks when it went too far. That needs the raw
+gradient and the update that left the whole optimizer, which no link inside a chain sees: hence a wrapper.
+
+References:
+  Amid et al, `Step-size Adaptation Using Exponentiated Gradient Updates <https://arxiv.org/abs/2202.00145>`_, 2022
+  Zhu et al, `Automatic, Dynamic, and Nearly Optimal Learning Rate Specification by Local Quadratic Approximation
+  <https://arxiv.org/abs/2004.03260>`_, 2020
+  Balboni, Bacciu, `ADLER: An efficient Hessian-based strategy for adaptive learning rate
+  <https://arxiv.org/abs/2305.16396>`_, 2023
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optax_igr._core import extra_args, hyperparameters, trees
+from optax_igr.step_size import cauchy, log_domain
+
+_NAME = "adapt_scale"
+
+SIGNALS = ("cosine", "sign", "product")
+GRANULARITIES = ("tree", "leaf")
+
+# The root mean square below which weights count as this large, so that zero weights can move (as in Adafactor).
+RMS_FLOOR = 1e-3
+
+
+class AdaptScaleState(NamedTuple):
+    r"""The number of updates, :math:`\log s`, the inner optimizer's last updates and its state.
+
+    `awaits_first_step` says that the scale of the first step has not been measured yet.
+    """
+
+    count: ArrayLike
+    log_scale: chex.ArrayTree
+    previous_updates: chex.ArrayTree
+    awaits_first_step: ArrayLike
+    inner_state: optax.OptState
+
+
+def scale_signal(
+    signal: str, step: chex.ArrayTree, gradient: chex.ArrayTree, scale: ArrayLike = 1.0
+) -> jax.Array:
+    r"""Returns what moves the log-scale up: how far a step :math:`s\,u` and the next gradient point apart.
+
+    :math:`-\langle s u, g \rangle` for `product`, its sign, or :math:`-\langle u, g \rangle / (\|u\| \|g\|)` for
+    `cosine`.
+    """
+    alignment = -trees.inner_product(step, gradient)
+    if signal == "sign":
+        return jnp.sign(alignment)
+    if signal == "cosine":
+        return divide(
+            divide(alignment, jnp.sqrt(trees.squared_norm(step))),
+            jnp.sqrt(trees.squared_norm(gradient)),
+        )
+    return scale * alignment
+
+
+def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Returns the quotient, and zero for a zero denominator; its derivative is finite there too."""
+    is_zero = denominator == 0
+    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
+
+
+def adapt_scale(
+    inner: optax.GradientTransformation,
+    scale_rate: optax.ScalarOrSchedule,
+    *,
+    granularity: str = "tree",
+    signal: str = "cosine",
+    decay: optax.ScalarOrSchedule = 0.0,
+    bounds: log_domain.Bounds | None = None,
+    first_step: str | None = None,
+    max_relative_update: optax.ScalarOrSchedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Wraps an optimizer and learns by how much its updates are to be scaled.
+
+    .. math:: \log s_t = (1 - \lambda) \log s_{t-1} - \gamma\,\frac{\langle u_{t-1}, g_t \rangle}{\|u_{t-1}\| \|g_t\|},
+       \qquad \theta_{t+1} = \theta_t + s_t\,u_t
+
+    The cosine moves the log-scale by at most :math:`\gamma` a step and does not see the scale of the loss: from a
+    rate that is wrong by a factor f it needs at least :math:`|\ln f| / \gamma` steps, and from one far too large the
+    damage is done before. Two options are for that:
+
+    - `first_step="cauchy"` sets the scale of the first step to the minimiser of the quadratic model along the inner
+      optimizer's own first update, :math:`|u^\top g| / |u^\top H u|`, from one Hessian-vector product.
+    - `max_relative_update` bounds :math:`\|s u\| / \|\theta\|` over the whole tree, and folds what it takes off into
+      the scale.
+
+    Args:
+      inner: any optimizer, the sign of descent included. It gets all extra arguments.
+      scale_rate: :math:`\gamma`, a number or a schedule. At 0, without the two options, the updates are those of
+        `inner` bit for bit.
+      granularity: `tree`, one scale, or `leaf`, one for each leaf.
+      signal: `cosine`; `sign`, that of :math:`-\langle u, g \rangle`; or `product`, :math:`-\langle s u, g \rangle`,
+        the exact derivative of the loss, in its unit.
+      decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1).
+      bounds: the least and the largest learned scale. Without them it stays within exp(±80).
+      first_step: None or `cauchy`. It is measured at the first update that is neither zero nor broken, under
+        `lax.cond`; under `vmap`, `init` belongs inside the `vmap`, so that the branch stays a branch.
+      max_relative_update: the largest :math:`\|s u\| / \|\theta\|`, where parameters whose root mean square is below
+        1e-3 count as that large; a number or a schedule.
+
+    Returns:
+      A transform that takes the raw gradient from `grad` if it is given, else from the updates. It needs `params`
+      for either option, `value_fn` for the first step (and prefers `curvature_value_fn` for H). The scale is in the
+      state, in float32 or wider: `optax.tree.get(state, "log_scale")`. After a gradient that is not finite it
+      emits zeros and keeps its state and the inner one.
+
+    Raises:
+      ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_igr
+      >>> value_fn = lambda p: jnp.sum(jnp.array([1.0, 3.0]) * p**2)
+      >>> for rate in (1e-6, 1e2):
+      ...     optimizer = optax_igr.adapt_scale(optax.sgd(rate), 0.03, first_step="cauchy")
+      ...     @jax.jit
+      ...     def step(params, state):
+      ...         grad = jax.grad(value_fn)(params)
+      ...         updates, state = optimizer.update(grad, state, params, value_fn=value_fn)
+      ...         return optax.apply_updates(params, updates), state
+      ...     params = jnp.array([3.0, 1.0])
+      ...     state = optimizer.init(params)
+      ...     for _ in range(30):
+      ...         params, state = step(params, state)
+      ...     print(f"loss {value_fn(params):.0E}, rate {rate * jnp.exp(state.log_scale):.2f}")
+      loss 1E-17, rate 0.25
+      loss 1E-17, rate 0.25
+
+    References:
+      Amid et al, `Step-size Adaptation Using Exponentiated Gradient Updates
+      <https://arxiv.org/abs/2202.00145>`_, 2022
+    """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise ValueError(
+            f"{_NAME}: `inner` must be an optax.GradientTransformation, got {inner!r}."
+        )
+    hyperparameters.check_scalar_or_schedule(_NAME, "scale_rate", scale_rate)
+    hyperparameters.check_choice(_NAME, "granularity", granularity, GRANULARITIES)
+    hyperparameters.check_choice(_NAME, "signal", signal, SIGNALS)
+    hyperparameters.check_scalar_or_schedule(_NAME, "decay", decay, at_least=0, below=1)
+    log_domain.check_bounds(_NAME, "bounds", bounds)
+    hyperparameters.check_choice(_NAME, "first_step", first_step, (None, "cauchy"))
+    if max_relative_update is not None:
+        hyperparameters.check_scalar_or_schedule(
+            _NAME, "max_relative_update", max_relative_update, above=0
+        )
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params):
+        return AdaptScaleState(
+            count=jnp.zeros([], jnp.int32),
+            log_scale=initial_log_scale(params, granularity),
+            previous_updates=jax.tree.map(jnp.zeros_like, params),
+            awaits_first_step=jnp.ones([], bool),
+            inner_state=inner.init(params),
+        )
+
+    def update(updates, state, params=None, *, grad=None, **extra):
+        needed = {"params": params} if max_relative_update is not None else {}
+        if first_step is not None:
+            needed = {"params": params, "value_fn": extra.get("value_fn")}
+        extra_args.require(_NAME, **needed)
+        reference = updates if params is None else params
+        gradient = updates if grad is None else trees.mask_like(grad, reference)
+        trees.check_like(_NAME, reference, updates=updates, grad=gradient)
+        trees.check_like(_NAME, reference, previous_updates=state.previous_updates)
+        if grad is not None:
+            extra["grad"] = gradient
+        # In float32 it overflows for entries beyond 1e19, whose squares would stay in Adam for ever.
+        is_usable = jnp.isfinite(trees.squared_norm(gradient))
+
+        rate = hyperparameters.value_at(scale_rate, state.count)
+        decay_now = hyperparameters.value_at(decay, state.count)
+        log_scale = next_log_scale(
+            signal, state.log_scale, state.previous_updates, gradient, rate, decay_now, bounds
+        )
+
+        def advance():
+            inner_updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
+            return trees.cast_like(inner_updates, reference), inner_state
+
+        # The log-scale is always finite: asking for it orders its reading of the previous updates first.
+        is_usable &= trees.all_finite(log_scale)
+        inner_updates, inner_state = jax.lax.cond(
+            is_usable,
+            advance,
+            lambda: (jax.tree.map(jnp.zeros_like, reference), state.inner_state),
+        )
+
+        awaits = state.awaits_first_step
+        if first_step == "cauchy":
+            value_fn = extra.get("curvature_value_fn")
+            value_fn = extra["value_fn"] if value_fn is None else value_fn
+            log_scale, awaits = jax.lax.cond(
+                awaits & is_usable,
+                lambda: measured_log_scale(value_fn, params, inner_updates, gradient, log_scale),
+                lambda: (log_scale, awaits),
+            )
+        if max_relative_update is not None:
+            limit = hyperparameters.value_at(max_relative_update, state.count)
+            log_scale = limited_log_scale(log_scale, inner_updates, params, limit)
+
+        def kept(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(is_usable, n, o), new, old)
+
+        scaled = map_scaled(
+            lambda log_s, u: (jnp.exp(log_s) * u).astype(u.dtype),
+            log_scale,
+            inner_updates,
+        )
+        return scaled, AdaptScaleState(
+            count=jnp.where(is_usable, optax.safe_increment(state.count), state.count),
+            log_scale=kept(log_scale, state.log_scale),
+            previous_updates=inner_updates,
+            awaits_first_step=kept(awaits, state.awaits_first_step),
+            inner_state=inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def initial_log_scale(params: chex.ArrayTree, granularity: str) -> chex.ArrayTree:
+    """Returns a zero for the tree, or one for each leaf."""
+    if granularity == "tree":
+        return jnp.zeros([], trees.scalar_dtype(params))
+    return jax.tree.map(lambda p: jnp.zeros([], trees.scalar_dtype(p)), params)
+
+
+def map_scaled(function: Any, log_scale: chex.ArrayTree, *tree: Any) -> chex.ArrayTree:
+    """Maps `function(log_scale, *leaves)` over trees that have one scale, or one for each leaf."""
+    if isinstance(log_scale, jax.Array):
+        return jax.tree.map(lambda *leaves: function(log_scale, *leaves), *tree)
+    return jax.tree.map(function, log_scale, *tree)
+
+
+def next_log_scale(
+    signal: str,
+    log_scale: chex.ArrayTree,
+    step: chex.ArrayTree,
+    gradient: chex.ArrayTree,
+    rate: hyperparameters.Scalar,
+    decay: hyperparameters.Scalar,
+    bounds: log_domain.Bounds | None,
+) -> chex.ArrayTree:
+    """Returns the log-scale, or that of each leaf, after the gradient that followed a step."""
+
+    def moved(log_s, u, g):
+        return log_domain.step(
+            log_s, scale_signal(signal, u, g, jnp.exp(log_s)), rate, decay, bounds
+        )
+
+    if isinstance(log_scale, jax.Array):
+        return moved(log_scale, step, gradient)
+    return jax.tree.map(moved, log_scale, step, gradient)
+
+
+def measured_log_scale(
+    value_fn: Any,
+    params: chex.ArrayTree,
+    updates: chex.ArrayTree,
+    gradient: chex.ArrayTree,
+    log_scale: chex.ArrayTree,
+) -> tuple[chex.ArrayTree, jax.Array]:
+    r"""Returns the logarithm of :math:`|u^\top g| / |u^\top H u|`, or what was given, and whether to ask again.
+
+    Where the curvature is negative its size is still a measure of the length over which the gradient changes.
+    """
+    direction, length = trees.unit(updates)
+    model = cauchy.quadratic_model(value_fn, params, direction, gradient)
+    scale = jnp.abs(model.slope / model.curvature) / length
+    is_measured = jnp.isfinite(scale) & (scale > 0)
+    measured = jnp.log(jnp.where(is_measured, scale, 1))
+    measured = jnp.clip(measured, -log_domain.LIMIT, log_domain.LIMIT)
+    chosen = jax.tree.map(
+        lambda log_s: jnp.where(is_measured, measured.astype(log_s.dtype), log_s), log_scale
+    )
+    return chosen, ~is_measured
+
+
+def limited_log_scale(
+    log_scale: chex.ArrayTree,
+    updates: chex.ArrayTree,
+    params: chex.ArrayTree,
+    limit: hyperparameters.Scalar,
+) -> chex.ArrayTree:
+    r"""Returns the log-scale for which :math:`\|s u\|` is at most `limit` times :math:`\|\theta\|`."""
+    largest = functools.reduce(jnp.maximum, jax.tree.leaves(log_scale), -log_domain.LIMIT)
+    # Relative to the largest scale, so that no square overflows.
+    norms = map_scaled(
+        lambda log_s, u: jnp.exp(log_s - largest) * jnp.sqrt(trees.squared_norm(u)),
+        log_scale,
+        updates,
+    )
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    reach = jnp.sqrt(jnp.maximum(trees.squared_norm(params), size * RMS_FLOOR**2))
+    excess = jnp.log(divide(jnp.sqrt(trees.squared_norm(norms)), limit * reach)) + largest
+    excess = jnp.where(jnp.isfinite(excess), jnp.maximum(excess, 0), 0)
+    return jax.tree.map(
+        lambda log_s: jnp.maximum(log_s - excess.astype(log_s.dtype), -log_domain.LIMIT), log_scale
+    )

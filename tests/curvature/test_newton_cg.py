@@ -1,0 +1,240 @@
+"""Newton-CG against dense solves, a plain truncated solver and the ratio in closed form, in float64."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optax_igr
+from optax_igr._core import derivatives
+from optax_igr.curvature.newton_cg import truncated_cg
+from tests.curvature import dense
+from tests.problems import tanh_network
+
+NETWORK = tanh_network(dtype=jnp.float64)
+TREE = {"a": jnp.zeros([2, 2]), "b": jnp.zeros([4])}
+SIZE = 8
+_, unravel = jax.flatten_util.ravel_pytree(TREE)
+
+
+def ravel(tree):
+    return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+def quadratic(matrix, minimiser):
+    def value_fn(params):
+        x = ravel(params) - minimiser
+        return x @ matrix @ x / 2 + 3.0
+
+    return value_fn
+
+
+def solve(value_fn, params, *, state=None, arguments=None, **options):
+    """One update: (u, state)."""
+    transform = optax_igr.scale_by_newton_cg(**options)
+    arguments = {"value_fn": value_fn} if arguments is None else arguments
+    state = transform.init(params) if state is None else state
+    gradient = jax.grad(value_fn)(params)
+    return jax.jit(lambda g, s, p: transform.update(g, s, p, **arguments))(gradient, state, params)
+
+
+def test_one_step_solves_a_positive_definite_quadratic():
+    minimiser = np.random.default_rng(0).normal(size=SIZE)
+    value_fn = quadratic(dense.spd(SIZE, 10.0), minimiser)
+    params = unravel(jnp.ones(SIZE))
+    direction, state = solve(value_fn, params, damping=0.0, tolerance=0.0, max_steps=SIZE)
+    np.testing.assert_allclose(ravel(params) - ravel(direction), minimiser, atol=1e-12)
+    assert state.num_products <= SIZE + 1
+    assert state.damping == 0
+    assert not state.met_negative_curvature
+
+
+def test_a_solve_ends_at_the_first_residual_below_the_tolerance():
+    matrix, b = dense.spd(SIZE, 30.0), np.random.default_rng(1).normal(size=SIZE)
+    for tolerance in (0.3, 0.1, 0.03):
+        residuals = []
+        for max_steps in range(1, SIZE + 1):
+            solution = truncated_cg(
+                lambda v: matrix @ v, b, max_steps=max_steps, tolerance=tolerance
+            )
+            residual = b - matrix @ np.asarray(solution.x)
+            np.testing.assert_allclose(solution.residual, residual, atol=1e-11)
+            residuals.append(np.linalg.norm(residual) / np.linalg.norm(b))
+        num_steps = int(solution.num_products)
+        assert 1 < num_steps < SIZE
+        assert residuals[num_steps - 1] <= tolerance < residuals[num_steps - 2]
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_the_direction_solves_the_damped_dense_system(curvature):
+    flat, unflatten = jax.flatten_util.ravel_pytree(NETWORK.params)
+    if curvature == "hessian":
+        matrix = jax.hessian(lambda x: NETWORK.value_fn(unflatten(x)))(flat)
+        damping = 1e-2 - float(jnp.linalg.eigvalsh(matrix)[0])
+    else:
+        jacobian = jax.jacobian(lambda x: ravel(NETWORK.outputs_fn(unflatten(x))))(flat)
+        matrix, damping = 2 * jacobian.T @ jacobian, 1e-2
+    damping = float(np.float32(damping))
+    gradient = ravel(jax.grad(NETWORK.value_fn)(NETWORK.params))
+    expected = jnp.linalg.solve(matrix + damping * jnp.eye(flat.size), gradient)
+
+    arguments = {
+        "value_fn": NETWORK.value_fn,
+        "outputs_fn": NETWORK.outputs_fn,
+        "output_loss_fn": NETWORK.output_loss_fn,
+    }
+    direction, state = solve(
+        NETWORK.value_fn,
+        NETWORK.params,
+        arguments=arguments,
+        damping=damping,
+        tolerance=1e-12,
+        max_steps=400,
+        curvature=curvature,
+    )
+    np.testing.assert_allclose(ravel(direction), expected, rtol=1e-8, atol=1e-10)
+    assert not state.met_negative_curvature
+
+
+def steihaug(matrix, b, max_steps, tolerance):
+    """Conjugate gradients from zero: (x, whether negative curvature ended them)."""
+    x, r, p = np.zeros_like(b), b, b
+    for k in range(max_steps):
+        if np.linalg.norm(r) <= tolerance * np.linalg.norm(b):
+            break
+        curvature = p @ matrix @ p
+        if curvature <= 0:
+            return (b if k == 0 else x), True
+        alpha = r @ r / curvature
+        x, new = x + alpha * p, r - alpha * matrix @ p
+        p, r = new + new @ new / (r @ r) * p, new
+    return x, False
+
+
+def test_at_a_saddle_every_direction_descends_and_is_that_of_steihaug():
+    rng = np.random.default_rng(2)
+    solve_one = jax.jit(
+        lambda a, b: truncated_cg(lambda v: a @ v, b, max_steps=SIZE, tolerance=1e-3)
+    )
+    ends = set()
+    for num_negative in range(SIZE):
+        for _ in range(5):
+            vectors, _ = np.linalg.qr(rng.normal(size=(SIZE, SIZE)))
+            signs = np.where(np.arange(SIZE) < num_negative, -1, 1)
+            matrix = vectors @ np.diag(signs * rng.uniform(0.5, 2, SIZE)) @ vectors.T
+            b = rng.normal(size=SIZE)
+            found = solve_one(matrix, b)
+            expected, met_negative = steihaug(matrix, b, SIZE, 1e-3)
+            assert bool(found.met_negative_curvature) == met_negative
+            np.testing.assert_allclose(found.x, expected, rtol=1e-8, atol=1e-8)
+            assert b @ np.asarray(found.x) > 0
+            ends.add((met_negative, bool(np.array_equal(expected, b))))
+    assert ends == {(False, False), (True, False), (True, True)}
+
+
+def test_directions_through_a_saddle_descend_with_a_warm_start():
+    matrix = np.diag([-1.0, -0.1, *np.geomspace(0.1, 10, SIZE - 2)])
+    value_fn = quadratic(jnp.asarray(matrix), jnp.zeros(SIZE))
+    params, state = unravel(jnp.linspace(0.1, 1, SIZE)), None
+    for _ in range(8):
+        direction, state = solve(value_fn, params, state=state, max_steps=4)
+        assert ravel(direction) @ ravel(jax.grad(value_fn)(params)) > 0
+        params = jax.tree.map(lambda p, d: p - 0.3 * d, params, direction)
+    assert value_fn(params) < value_fn(unravel(jnp.linspace(0.1, 1, SIZE)))
+
+
+def test_the_ratio_is_one_on_a_quadratic_however_damped_and_truncated():
+    """The model whose decrease is predicted is the one without the damping."""
+    value_fn = quadratic(jnp.asarray(dense.spd(SIZE, 100.0)), jnp.zeros(SIZE))
+    state = None
+    params = unravel(jnp.linspace(1, 2, SIZE))
+    for _ in range(3):
+        direction, state = solve(value_fn, params, state=state, damping=0.5, max_steps=3)
+        assert float(state.reduction_ratio) == pytest.approx(1, abs=1e-6)
+        params = jax.tree.map(lambda p, d: p - d, params, direction)
+    assert float(state.damping) == pytest.approx(0.5 * (2 / 3) ** 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "factor"), [(0.3, 2 / 3), (0.75, 2 / 3), (0.8, 1.0), (1.25, 1.0), (1.3, 1.5), (2.0, 1.5)]
+)
+def test_the_damping_follows_the_ratio(x, factor):
+    # log cosh has slope tanh and curvature 1 - tanh²: a Newton step overshoots from far out.
+    damping = 0.125
+    slope, curvature = np.tanh(x), 1 - np.tanh(x) ** 2
+    step = slope / (curvature + damping)
+    predicted = slope * step - curvature * step**2 / 2
+    ratio = (np.log(np.cosh(x)) - np.log(np.cosh(x - step))) / predicted
+    _, state = solve(lambda p: jnp.log(jnp.cosh(p)), jnp.asarray(x), damping=damping)
+    assert float(state.reduction_ratio) == pytest.approx(ratio, rel=1e-6)
+    assert factor == (1.5 if ratio < 0.25 else 2 / 3 if ratio > 0.75 else 1)
+    assert float(state.damping) == pytest.approx(damping * factor)
+
+
+def test_a_warm_start_begins_at_the_minimiser_along_the_last_direction():
+    matrix, b = dense.spd(SIZE, 50.0), np.random.default_rng(3).normal(size=SIZE)
+    solution = np.linalg.solve(matrix, b)
+    exact = truncated_cg(lambda v: matrix @ v, b, -7 * solution, max_steps=5, tolerance=1e-10)
+    assert exact.num_products == 1
+    np.testing.assert_allclose(exact.x, solution, rtol=1e-12)
+
+    start = solution + 0.1 * np.random.default_rng(4).normal(size=SIZE)
+    warm = truncated_cg(lambda v: matrix @ v, b, start, max_steps=0, tolerance=0.0)
+    np.testing.assert_allclose(warm.x, start @ b / (start @ matrix @ start) * start, rtol=1e-12)
+    np.testing.assert_allclose(warm.residual, b - matrix @ np.asarray(warm.x), atol=1e-12)
+
+    negative = truncated_cg(lambda v: -matrix @ v, b, start, max_steps=5, tolerance=0.0)
+    np.testing.assert_allclose(negative.x, b)
+    assert negative.num_products == 2
+
+
+def test_the_hessian_is_that_of_the_curvature_batch():
+    gradient_matrix, curvature_matrix = dense.spd(SIZE, 3.0, seed=5), dense.spd(SIZE, 5.0, seed=6)
+    value_fn, curvature_value_fn = (
+        quadratic(jnp.asarray(m), jnp.zeros(SIZE)) for m in (gradient_matrix, curvature_matrix)
+    )
+    params = unravel(jnp.linspace(1, 2, SIZE))
+    direction, _ = solve(
+        value_fn,
+        params,
+        arguments={"value_fn": value_fn, "curvature_value_fn": curvature_value_fn},
+        damping=0.0,
+        tolerance=1e-13,
+    )
+    gradient = ravel(jax.grad(value_fn)(params))
+    np.testing.assert_allclose(
+        ravel(direction), np.linalg.solve(curvature_matrix, gradient), rtol=1e-10
+    )
+
+
+def test_every_exact_mode_gives_the_same_direction():
+    directions = [
+        ravel(solve(NETWORK.value_fn, NETWORK.params, hvp=mode, max_steps=4)[0])
+        for mode in derivatives.EXACT_MODES
+    ]
+    for direction in directions[1:]:
+        np.testing.assert_allclose(direction, directions[0], rtol=1e-10)
+
+
+def test_a_tiny_gradient_is_solved_for_in_float32():
+    def value_fn(p):
+        return 1e-25 * jnp.sum(jnp.asarray([1.0, 4.0], jnp.float32) * p**2) / 2
+
+    params = jnp.asarray([1.0, 1.0], jnp.float32)
+    direction, _ = solve(
+        lambda p: 1e-18 * jnp.sum(p), params, arguments={"value_fn": value_fn}, damping=0.0
+    )
+    np.testing.assert_allclose(direction, [1e7, 0.25e7], rtol=1e-5)
+
+
+def test_a_broken_curvature_leaves_the_gradient():
+    def value_fn(p):
+        return jnp.sum(jnp.where(p > 0, jnp.sqrt(p), jnp.nan)) * 1e-3
+
+    params = jnp.asarray([0.0, 1.0])
+    gradient = jnp.asarray([1.0, 2.0])
+    transform = optax_igr.scale_by_newton_cg()
+    direction, state = transform.update(gradient, transform.init(params), params, value_fn=value_fn)
+    np.testing.assert_array_equal(direction, gradient)
+    assert jnp.isfinite(state.damping)

@@ -1,0 +1,35 @@
+"""No step copies a tree: XLA writes the donated state in place."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_igr
+
+OPTIMIZERS = {
+    "gain": optax.chain(optax_igr.scale_by_gain(1e-3), optax.sgd(1e-3)),
+    "gain normalized": optax.chain(
+        optax_igr.scale_by_gain(1e-3, signal="normalized", ema=0.9), optax.sgd(1e-3)
+    ),
+    "egdd": optax_igr.egdd(1e-3),
+    "scale of adam": optax_igr.adapt_scale(optax.adam(1e-3), 0.01, max_relative_update=0.1),
+    "scale by leaf": optax_igr.adapt_scale(optax.adam(1e-3), 0.01, granularity="leaf"),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_donated_step_needs_no_copy_of_the_tree(optimizer):
+    params = {"w": jnp.ones([500, 500], jnp.float32), "v": jnp.ones([300, 500], jnp.float32)}
+    state = optimizer.init(params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    memory = step.lower(params, state, params).compile().memory_analysis()
+    smallest_leaf = 4 * 300 * 500
+    assert memory.temp_size_in_bytes < smallest_leaf / 10

@@ -1,0 +1,182 @@
+"""The Cauchy step against dense quadratics; the two meanings of the factor 2."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_igr
+from optax_igr.step_size import cauchy
+from tests.problems import tanh_network
+
+RNG = np.random.default_rng(0)
+EIGENVALUES = np.linspace(0.3, 7.0, 12)
+BASIS = np.linalg.qr(RNG.normal(size=(12, 12)))[0]
+HESSIAN = jnp.asarray(BASIS @ np.diag(EIGENVALUES) @ BASIS.T)
+START = jnp.asarray(RNG.normal(size=12))
+NETWORK = tanh_network(dtype=jnp.float64)
+
+
+def quadratic(p):
+    return p @ HESSIAN @ p / 2
+
+
+def one_update(transform, params=START, value_fn=quadratic, **extra):
+    updates = extra.pop("updates", None)
+    gradient = jax.grad(value_fn)(params)
+    updates = gradient if updates is None else updates
+    update = jax.jit(
+        lambda u: transform.update(u, transform.init(params), params, value_fn=value_fn, **extra)
+    )
+    return update(updates)
+
+
+@pytest.mark.parametrize("along", ["gradient", "another direction"])
+def test_the_step_ends_at_the_minimum_along_the_line(along):
+    gradient = HESSIAN @ START
+    direction = gradient if along == "gradient" else gradient * jnp.linspace(0.2, 2.0, 12)
+    updates, _ = one_update(optax_igr.scale_by_cauchy_step(), updates=direction, grad=gradient)
+    end = START - updates
+    assert abs(float(direction @ (HESSIAN @ end))) < 1e-12
+    fall = float(quadratic(end) - quadratic(START))
+    np.testing.assert_allclose(fall, -0.5 * updates @ gradient, rtol=1e-12)
+
+
+def test_the_descent_bound_is_twice_the_minimiser():
+    gradient = HESSIAN @ START
+    step, _ = one_update(optax_igr.scale_by_cauchy_step())
+
+    def model(multiple):
+        return float(quadratic(START - multiple * step) - quadratic(START))
+
+    assert model(1.5) < 0
+    assert abs(model(2.0)) < 1e-12 * float(quadratic(START))
+    assert model(2.01) > 0
+    length = float(step @ gradient / (gradient @ gradient))
+    assert 1 / EIGENVALUES.max() <= length <= 1 / EIGENVALUES.min()
+
+
+@pytest.mark.parametrize(("multiple", "converges"), [(1.99, True), (2.01, False)])
+def test_gradient_descent_on_a_quadratic_converges_up_to_two_over_the_largest_eigenvalue(
+    multiple, converges
+):
+    rate = multiple / EIGENVALUES.max()
+    power = jnp.linalg.matrix_power(jnp.eye(12) - rate * HESSIAN, 3000)
+    end = float(jnp.linalg.norm(power @ START))
+    assert (end < 1e-6) == converges
+    assert (end > 1e6) != converges
+
+
+@pytest.mark.parametrize("rule", cauchy.RULES)
+def test_the_rules_against_their_definitions_on_a_network(rule):
+    flat, unravel = jax.flatten_util.ravel_pytree(NETWORK.params)
+
+    def value_fn(x):
+        return NETWORK.value_fn(unravel(x))
+
+    g, hessian = jax.grad(value_fn)(flat), jax.hessian(value_fn)(flat)
+    hg = hessian @ g
+    expected = {
+        "cauchy": (g @ g) / (g @ hg),
+        "minimal_residual": (g @ hg) / (hg @ hg),
+        "geometric_mean": jnp.linalg.norm(g) / jnp.linalg.norm(hg),
+    }
+    assert expected["minimal_residual"] < expected["geometric_mean"] < expected["cauchy"]
+    transform = optax_igr.scale_by_cauchy_step(rule=rule)
+    updates, state = one_update(transform, NETWORK.params, NETWORK.value_fn)
+    found, _ = jax.flatten_util.ravel_pytree(updates)
+    np.testing.assert_allclose(found, expected[rule] * g, rtol=1e-9)
+    np.testing.assert_allclose(state.average_length, expected[rule], rtol=1e-6)
+
+
+def test_the_minimal_residual_minimises_the_gradient_at_the_end():
+    gradient = HESSIAN @ START
+    direction = gradient * jnp.linspace(0.2, 2.0, 12)
+    updates, _ = one_update(
+        optax_igr.scale_by_cauchy_step(rule="minimal_residual"), updates=direction, grad=gradient
+    )
+    residual = gradient - HESSIAN @ updates
+    assert abs(float(residual @ (HESSIAN @ direction))) < 1e-10
+
+
+def test_curvature_of_its_own_batch():
+    def doubled(p):
+        return 2 * quadratic(p)
+
+    alone, _ = one_update(optax_igr.scale_by_cauchy_step())
+    halved, _ = one_update(optax_igr.scale_by_cauchy_step(), curvature_value_fn=doubled)
+    np.testing.assert_allclose(halved, alone / 2, rtol=1e-12)
+
+
+def test_without_positive_curvature_the_accepted_lengths_are_used_again():
+    transform = optax_igr.scale_by_cauchy_step(fallback=0.125, ema=0.75)
+    params = jnp.array([2.0])
+    state = transform.init(params)
+    lengths = []
+    for curvature, gradient in (
+        (-1.0, 1.0),
+        (4.0, 1.0),
+        (-3.0, 1.0),
+        (2.0, 1.0),
+        (1.0, 0.0),
+        (1.0, jnp.nan),
+    ):
+        updates, state = transform.update(
+            jnp.array([gradient]), state, params, value_fn=lambda p, c=curvature: c * p[0] ** 2 / 2
+        )
+        lengths.append(float(updates[0] / gradient) if gradient == 1 else None)
+    # 1/4 alone, then the mean of 1/4 and 1/2 with the weights 0.75 and 1.
+    mean = (0.75 * 0.25 + 0.5) / 1.75
+    np.testing.assert_allclose(lengths[:4], [0.125, 0.25, 0.25, mean], rtol=1e-6)
+    assert int(state.rejected_count) == 4
+    np.testing.assert_allclose(state.average_length, mean, rtol=1e-6)
+
+
+def test_a_direction_of_ascent_is_not_turned_round():
+    transform = optax_igr.scale_by_cauchy_step(fallback=0.5)
+    gradient = HESSIAN @ START
+    updates, state = one_update(transform, updates=-gradient, grad=gradient)
+    np.testing.assert_allclose(updates, -0.5 * gradient, rtol=1e-12)
+    assert int(state.rejected_count) == 1
+
+
+def test_bounds_hold():
+    transform = optax_igr.scale_by_cauchy_step(bounds=(1e-3, 0.01))
+    updates, _ = one_update(transform)
+    np.testing.assert_allclose(updates, 0.01 * (HESSIAN @ START), rtol=1e-9)
+
+
+def test_a_difference_approaches_the_exact_length():
+    exact, _ = one_update(optax_igr.scale_by_cauchy_step(), NETWORK.params, NETWORK.value_fn)
+    errors = []
+    for radius in (0.02, 0.01):
+        transform = optax_igr.scale_by_cauchy_step(hvp="central_difference", radius=radius)
+        found, _ = one_update(transform, NETWORK.params, NETWORK.value_fn)
+        errors.append(float(optax.tree.norm(optax.tree.sub(found, exact))))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.05)
+
+
+def test_integer_parameters_are_constants():
+    params = {"w": jnp.array([3.0]), "n": jnp.array([2])}
+    direction = {"w": jnp.array([1.0]), "n": jnp.zeros([1], int)}
+    model = cauchy.quadratic_model(
+        lambda p: jnp.sum(p["n"] * p["w"] ** 2), params, direction, direction
+    )
+    np.testing.assert_allclose(model.curvature, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rule": "newton"}, "rule.*'cauchy'"),
+        ({"ema": 1.0}, "ema.*< 1"),
+        ({"fallback": -1.0}, "fallback.*>= 0"),
+        ({"radius": 0.1}, "radius.*exact"),
+        ({"hvp": "dense"}, "hvp"),
+        ({"bounds": (2, 1)}, "bounds"),
+    ],
+)
+def test_a_bad_argument_is_named(arguments, message):
+    with pytest.raises(ValueError, match=f"scale_by_cauchy_step.*{message}"):
+        optax_igr.scale_by_cauchy_step(**arguments)

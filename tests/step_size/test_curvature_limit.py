@@ -1,0 +1,89 @@
+"""The cap at a fraction of the descent bound: its place, its report, what it leaves alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optax_igr
+
+CURVATURES = jnp.array([1.0, 4.0, 9.0])
+PARAMS = jnp.array([1.0, -2.0, 0.5])
+
+
+def value_fn(p):
+    return jnp.sum(CURVATURES * p**2) / 2
+
+
+GRADIENT = jax.grad(value_fn)(PARAMS)
+
+
+def limited(updates, fraction=0.5, **extra):
+    transform = optax_igr.limit_by_curvature(fraction)
+    update = jax.jit(
+        lambda u: transform.update(u, transform.init(PARAMS), PARAMS, value_fn=value_fn, **extra)
+    )
+    return update(updates)
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e6])
+@pytest.mark.parametrize(("fraction", "fall"), [(0.5, 1.0), (1.0, 0.0), (0.25, 0.75)])
+def test_a_long_step_ends_at_the_fraction_of_the_descent_bound(rate, fraction, fall):
+    # φ(f · 2η*) = -4 f (1 - f) · η* gᵀg / 2, at its least for f = 1/2 and zero on the bound.
+    updates, state = limited(-rate * GRADIENT, fraction)
+    cauchy = GRADIENT @ GRADIENT / (GRADIENT @ (CURVATURES * GRADIENT))
+    np.testing.assert_allclose(updates, -2 * fraction * cauchy * GRADIENT, rtol=1e-9)
+    change = value_fn(PARAMS + updates) - value_fn(PARAMS)
+    np.testing.assert_allclose(change, -fall * cauchy * GRADIENT @ GRADIENT / 2, atol=1e-9)
+    assert int(state.limited_count) == 1
+
+
+@pytest.mark.parametrize(("ratio", "ascends"), [(1.99, False), (2.01, True)])
+def test_the_ratio_says_whether_the_step_would_ascend(ratio, ascends):
+    cauchy = GRADIENT @ GRADIENT / (GRADIENT @ (CURVATURES * GRADIENT))
+    step = -ratio * cauchy * GRADIENT
+    _, state = limited(step)
+    np.testing.assert_allclose(state.curvature_ratio, ratio, rtol=1e-6)
+    assert (value_fn(PARAMS + step) > value_fn(PARAMS)) == ascends
+
+
+def test_a_short_step_passes_bit_for_bit():
+    updates, state = limited(-1e-3 * GRADIENT)
+    np.testing.assert_array_equal(updates, -1e-3 * GRADIENT)
+    assert int(state.limited_count) == 0
+    assert 0 < state.curvature_ratio < 1
+
+
+def test_a_step_of_ascent_passes_unchanged_and_is_counted():
+    updates, state = limited(1e3 * GRADIENT)
+    np.testing.assert_array_equal(updates, 1e3 * GRADIENT)
+    assert (int(state.ascent_count), int(state.limited_count)) == (1, 0)
+    _, state = limited(jnp.zeros(3))
+    assert (int(state.ascent_count), int(state.limited_count)) == (0, 0)
+
+
+def test_negative_curvature_sets_no_limit():
+    transform = optax_igr.limit_by_curvature()
+    params = jnp.array([1.0])
+    updates, state = transform.update(
+        jnp.array([50.0]), transform.init(params), params, value_fn=lambda p: -jnp.sum(p**2)
+    )
+    np.testing.assert_array_equal(updates, 50)
+    np.testing.assert_allclose(state.curvature_ratio, -50, rtol=1e-6)
+
+
+def test_the_raw_gradient_and_the_curvature_may_be_given():
+    derived, _ = limited(-GRADIENT)
+    given, _ = limited(-GRADIENT, grad=GRADIENT)
+    np.testing.assert_allclose(given, derived, rtol=1e-12)
+    halved, _ = limited(-GRADIENT, curvature_value_fn=lambda p: 2 * value_fn(p))
+    np.testing.assert_allclose(halved, derived / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"fraction": 0.0}, "fraction.*> 0"), ({"hvp": "dense"}, "hvp"), ({"radius": 1.0}, "radius")],
+)
+def test_a_bad_argument_is_named(arguments, message):
+    with pytest.raises(ValueError, match=f"limit_by_curvature.*{message}"):
+        optax_igr.limit_by_curvature(**arguments)

@@ -1,0 +1,192 @@
+"""Factors by path against `optax.partition`, stacked against unstacked layers, and on Flax models."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+import optax_igr
+
+NUM_LAYERS = 4
+RNG = np.random.default_rng(0)
+PARAMS = {
+    f"layer_{i}": {
+        "kernel": jnp.asarray(RNG.normal(size=(3, 3))),
+        "bias": jnp.asarray(RNG.normal(size=3)),
+    }
+    for i in range(NUM_LAYERS)
+}
+
+
+def depth_fn(path):
+    found = re.search(
+        r"layer_(\d+)|layers/(\d+)", jax.tree_util.keystr(path, simple=True, separator="/")
+    )
+    return int(found[1] or found[2]) if found else None
+
+
+def forward(params, x):
+    for layer in params.values():
+        x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
+    return jnp.sum(x**2)
+
+
+def train(optimizer, params, value_fn, num_steps=4):
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(value_fn)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(num_steps):
+        params, state = step(params, state)
+    return params
+
+
+def value_fn(params):
+    return forward(params, jnp.array([0.5, -1.0, 2.0]))
+
+
+def test_equals_a_partition_with_an_optimizer_for_each_layer():
+    decay = 0.65
+    one = optax.chain(
+        optax.adamw(0.01, weight_decay=0.1), optax_igr.layerwise_decay(decay, depth_fn, NUM_LAYERS)
+    )
+    many = optax.partition(
+        {
+            f"layer_{d}": optax.adamw(0.01 * decay ** (NUM_LAYERS - 1 - d), weight_decay=0.1)
+            for d in range(NUM_LAYERS)
+        },
+        {name: name for name in PARAMS},
+    )
+    chex.assert_trees_all_close(
+        train(one, PARAMS, value_fn), train(many, PARAMS, value_fn), rtol=1e-12
+    )
+
+
+def test_the_last_layer_has_the_factor_one_and_each_before_it_decay_times_the_next():
+    ones = jax.tree.map(jnp.ones_like, PARAMS)
+    transform = optax_igr.layerwise_decay(0.8, depth_fn, NUM_LAYERS)
+    updates, _ = transform.update(ones, transform.init(PARAMS))
+    for i in range(NUM_LAYERS):
+        for factor in jax.tree.leaves(updates[f"layer_{i}"]):
+            np.testing.assert_allclose(factor, 0.8 ** (NUM_LAYERS - 1 - i), rtol=1e-6)
+
+
+def test_stacked_layers_equal_unstacked_ones():
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *PARAMS.values())
+
+    def stacked_value_fn(params):
+        def layer(x, p):
+            return jnp.tanh(x @ p["kernel"] + p["bias"]), None
+
+        return jnp.sum(jax.lax.scan(layer, jnp.array([0.5, -1.0, 2.0]), params)[0] ** 2)
+
+    def optimizer(depth_fn):
+        return optax.chain(optax.adam(0.01), optax_igr.layerwise_decay(0.5, depth_fn, NUM_LAYERS))
+
+    found = train(optimizer(lambda path: np.arange(NUM_LAYERS)), stacked, stacked_value_fn)
+    expected = train(optimizer(depth_fn), PARAMS, value_fn)
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected.values())
+    chex.assert_trees_all_close(found, expected, rtol=1e-9)
+
+
+def test_schedules_are_evaluated_at_the_number_of_updates_so_far():
+    transform = optax_igr.scale_by_path(
+        lambda path, leaf: (lambda count: 1.0 + count) if leaf.ndim else 3.0
+    )
+    params = {"v": jnp.ones(2), "s": jnp.ones([])}
+    state = transform.init(params)
+    for t in range(3):
+        updates, state = transform.update(params, state)
+        np.testing.assert_allclose(updates["v"], 1 + t)
+        np.testing.assert_allclose(updates["s"], 3)
+    decay = optax_igr.layerwise_decay(lambda count: 0.5 / (1 + count), lambda path: 0, 2)
+    _, state = decay.update(params, decay.init(params))
+    np.testing.assert_allclose(decay.update(params, state)[0]["v"], 0.25)
+
+
+def test_a_linen_and_an_nnx_model_by_the_same_rule():
+    class Linen(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            for i in range(3):
+                x = linen.Dense(4, name=f"layer_{i}")(x)
+            return x
+
+    class Nnx(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(3)])
+
+    def factors(params):
+        transform = optax_igr.layerwise_decay(0.5, depth_fn, 3)
+        ones = jax.tree.map(jnp.ones_like, params)
+        updates, _ = transform.update(ones, transform.init(ones), ones)
+        return sorted(float(u.max()) for u in jax.tree.leaves(updates))
+
+    expected = [0.25, 0.25, 0.5, 0.5, 1, 1]
+    assert factors(Linen().init(jax.random.key(0), jnp.ones([1, 4]))) == expected
+    assert factors(nnx.state(Nnx(nnx.Rngs(0)), nnx.Param)) == expected
+
+
+def test_a_parameter_that_no_rule_covers_is_named_by_init_and_update():
+    params = {**PARAMS, "head": jnp.ones(3)}
+    transform = optax_igr.layerwise_decay(0.5, depth_fn, NUM_LAYERS)
+    with pytest.raises(ValueError, match="layerwise_decay: no rule covers the parameter head"):
+        transform.init(params)
+    with pytest.raises(ValueError, match="scale_by_path: no rule covers the parameter head"):
+        optax_igr.scale_by_path(lambda path, leaf: depth_fn(path)).init(params)
+    with pytest.raises(ValueError, match="no rule covers the parameter head"):
+        transform.update(params, transform.init(PARAMS))
+
+
+@pytest.mark.parametrize("depth", [-1, 3, 1.5, np.arange(4)])
+def test_a_depth_out_of_range_names_the_parameter(depth):
+    transform = optax_igr.layerwise_decay(0.5, lambda path: depth, 3)
+    with pytest.raises(ValueError, match=r"layerwise_decay: `depth_fn`.* 2; for w it returned"):
+        transform.init({"w": jnp.ones(4)})
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 1), (3, 3)])
+def test_a_factor_that_does_not_fit_names_the_parameter(shape):
+    transform = optax_igr.scale_by_path(lambda path, leaf: jnp.ones(shape))
+    with pytest.raises(ValueError, match="scale_by_path: the factor of w has shape"):
+        transform.init({"w": jnp.ones([2, 3])})
+
+
+def test_the_table_shows_the_factors_in_force():
+    transform = optax_igr.scale_by_path(
+        lambda path, leaf: np.array([0.5, 1.0, 2.0]) if leaf.ndim == 2 else 3.0
+    )
+    table = optax_igr.factor_table(transform, PARAMS["layer_0"])
+    assert table.splitlines() == [
+        "parameter  shape   factor",
+        "bias       (3,)    3",
+        "kernel     (3, 3)  0.5, 1, 2",
+    ]
+
+
+def test_a_half_precision_leaf_keeps_its_dtype():
+    transform = optax_igr.scale_by_path(lambda path, leaf: 1 / 3)
+    updates, _ = transform.update(jnp.ones(2, jnp.bfloat16), transform.init(jnp.ones(2)))
+    assert updates.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("construct", "message"),
+    [
+        (lambda: optax_igr.scale_by_path(2.0), "scale_by_path: `factor_fn`"),
+        (lambda: optax_igr.layerwise_decay(0.0, depth_fn, 3), "layerwise_decay: `decay`.*> 0"),
+        (lambda: optax_igr.layerwise_decay(0.5, depth_fn, 0), "layerwise_decay: `num_layers`"),
+        (lambda: optax_igr.layerwise_decay(0.5, [0, 1], 2), "layerwise_decay: `depth_fn`"),
+    ],
+)
+def test_a_bad_argument_is_named(construct, message):
+    with pytest.raises(ValueError, match=message):
+        construct()

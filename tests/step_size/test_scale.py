@@ -1,0 +1,232 @@
+"""The learned scale against the derivative of the next loss, its invariances and its two guards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_igr
+from optax_igr._core import trees
+from tests.problems import tanh_network
+
+NETWORK = tanh_network(dtype=jnp.float64)
+INNERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(0.01),
+}
+every_inner = pytest.mark.parametrize("inner", INNERS.values(), ids=INNERS)
+
+
+def train(optimizer, num_steps, loss_scale=1.0, params=NETWORK.params):
+    def value_fn(p):
+        return loss_scale * NETWORK.value_fn(p)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(
+            jax.grad(value_fn)(params), state, params, value_fn=value_fn
+        )
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(num_steps):
+        params, state = step(params, state)
+    return params, state
+
+
+def assert_trees_close(x, y, rtol=1e-9):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-13), x, y)
+
+
+@every_inner
+@pytest.mark.parametrize("granularity", ["tree", "leaf"])
+def test_the_product_is_the_derivative_of_the_next_loss(inner, granularity):
+    rate = 0.3
+    optimizer = optax_igr.adapt_scale(inner, rate, granularity=granularity, signal="product")
+    params, state = train(optimizer, 3)
+    update = jax.jit(lambda s, p: optimizer.update(jax.grad(NETWORK.value_fn)(p), s, p))
+    updates, state = update(state, params)
+    raw = state.previous_updates
+
+    def next_loss(log_scale):
+        scales = log_scale
+        if granularity == "tree":
+            scales = jax.tree.map(lambda _: log_scale, params)
+        moved = jax.tree.map(lambda p, s, u: p + jnp.exp(s) * u, params, scales, raw)
+        return NETWORK.value_fn(moved)
+
+    derivative = jax.grad(next_loss)(state.log_scale)
+    _, after = update(state, optax.apply_updates(params, updates))
+    expected = jax.tree.map(lambda s, d: s - rate * d, state.log_scale, derivative)
+    assert_trees_close(after.log_scale, expected)
+
+
+@every_inner
+@pytest.mark.parametrize(("signal", "of"), [("cosine", lambda c: c), ("sign", np.sign)])
+def test_the_other_signals_are_the_cosine_and_its_sign(inner, signal, of):
+    optimizer = optax_igr.adapt_scale(inner, 0.3, signal=signal)
+    params, state = train(optimizer, 1)
+    gradient = jax.grad(NETWORK.value_fn)(params)
+    flat_u, _ = jax.flatten_util.ravel_pytree(state.previous_updates)
+    flat_g, _ = jax.flatten_util.ravel_pytree(gradient)
+    cosine = flat_u @ flat_g / np.linalg.norm(flat_u) / np.linalg.norm(flat_g)
+    _, after = jax.jit(optimizer.update)(gradient, state, params)
+    np.testing.assert_allclose(after.log_scale, -0.3 * of(cosine), rtol=1e-10)
+
+
+@every_inner
+def test_rate_zero_is_the_inner_optimizer_bit_for_bit(inner):
+    @jax.jit
+    def both(gradient, states, params):
+        plain, wrapped = states
+        expected, plain = inner.update(gradient, plain, params)
+        found, wrapped = optimizer.update(gradient, wrapped, params)
+        return expected, found, (plain, wrapped)
+
+    optimizer = optax_igr.adapt_scale(inner, 0.0)
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), NETWORK.params)
+    states = inner.init(params), optimizer.init(params)
+    for _ in range(3):
+        gradient = jax.tree.map(jnp.cos, params)
+        expected, found, states = both(gradient, states, params)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        params = optax.apply_updates(params, found)
+    jax.tree.map(np.testing.assert_array_equal, states[1].inner_state, states[0])
+
+
+@pytest.mark.parametrize("signal", ["cosine", "sign"])
+@pytest.mark.parametrize("loss_scale", [1e-3, 1e3])
+def test_a_scaled_loss_with_an_inversely_scaled_rate_moves_alike(signal, loss_scale):
+    def trained(scale):
+        inner = optax.sgd(0.1 / scale, momentum=0.9)
+        return train(optax_igr.adapt_scale(inner, 0.1, signal=signal), 20, scale)[0]
+
+    assert_trees_close(trained(loss_scale), trained(1.0))
+
+
+def test_the_log_scale_decays_towards_zero():
+    optimizer = optax_igr.adapt_scale(optax.sgd(0.1), 0.3, signal="sign", decay=0.1)
+    state = optimizer.init(jnp.zeros(1))
+    update = jax.jit(optimizer.update)
+    for _ in range(5):
+        _, state = update(jnp.ones(1), state, jnp.zeros(1))
+    # Four gradients that agree with the step before: 0.3 Σ 0.9^k.
+    np.testing.assert_allclose(state.log_scale, 0.3 * (1 - 0.9**4) / 0.1, rtol=1e-6)
+
+
+def test_the_first_step_is_the_minimiser_of_the_model_whatever_the_rate():
+    curvatures = jnp.array([1.0, 4.0, 9.0])
+
+    def value_fn(p):
+        return jnp.sum(curvatures * p**2) / 2
+
+    params = jnp.array([1.0, -2.0, 0.5])
+    gradient = jax.grad(value_fn)(params)
+    for inner, direction in ((optax.sgd, gradient), (optax.adam, jnp.sign(gradient))):
+        length = direction @ gradient / (direction @ (curvatures * direction))
+        for rate in (1e-12, 1.0, 1e12):
+            optimizer = optax_igr.adapt_scale(inner(rate), 0.1, first_step="cauchy")
+            updates, state = optimizer.update(
+                gradient, optimizer.init(params), params, value_fn=value_fn
+            )
+            np.testing.assert_allclose(updates, -length * direction, rtol=1e-6)
+            assert not state.awaits_first_step
+
+
+def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
+    def value_fn(p):
+        return 3 * jnp.sum(p**2) / 2
+
+    optimizer = optax_igr.adapt_scale(optax.sgd(1e-3), 0.0, first_step="cauchy")
+    params = jnp.ones(2)
+    state = optimizer.init(params)
+    update = jax.jit(lambda g, s: optimizer.update(g, s, params, value_fn=value_fn))
+    for bad in (0.0, jnp.nan, jnp.inf):
+        updates, state = update(jnp.full(2, bad), state)
+        np.testing.assert_array_equal(updates, 0)
+        assert state.awaits_first_step
+        np.testing.assert_array_equal(state.log_scale, 0)
+    updates, state = update(3 * params, state)
+    np.testing.assert_allclose(updates, -params, rtol=1e-9)
+    updates, _ = update(6 * params, state)
+    np.testing.assert_allclose(updates, -2 * params, rtol=1e-9)
+
+
+@pytest.mark.parametrize("granularity", ["tree", "leaf"])
+@pytest.mark.parametrize("rate", [1e-4, 1e-2, 1e3])
+def test_the_cap_bounds_the_relative_update_and_is_folded_into_the_scale(granularity, rate):
+    optimizer = optax_igr.adapt_scale(
+        optax.sgd(rate), 0.0, granularity=granularity, max_relative_update=0.05
+    )
+    params = NETWORK.params
+    gradient = jax.grad(NETWORK.value_fn)(params)
+    updates, state = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+
+    def norm(tree):
+        return float(jnp.sqrt(trees.squared_norm(tree)))
+
+    expected = min(rate * norm(gradient), 0.05 * norm(params))
+    assert norm(updates) == pytest.approx(expected, rel=1e-9)
+    factor = expected / (rate * norm(gradient))
+    for log_scale in jax.tree.leaves(state.log_scale):
+        np.testing.assert_allclose(jnp.exp(log_scale), factor, rtol=1e-9)
+
+
+def test_zero_weights_can_move_under_the_cap():
+    optimizer = optax_igr.adapt_scale(optax.sgd(1.0), 0.0, max_relative_update=0.5)
+    params = jnp.zeros(4)
+    updates, _ = jax.jit(optimizer.update)(jnp.ones(4), optimizer.init(params), params)
+    np.testing.assert_allclose(updates, -0.5e-3, rtol=1e-6)
+
+
+@every_inner
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_broken_gradient_emits_zeros_and_leaves_the_state(inner, bad):
+    optimizer = optax_igr.adapt_scale(inner, 0.1)
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), NETWORK.params)
+    update = jax.jit(optimizer.update)
+    fresh = optimizer.init(params)
+    _, used = update(jax.tree.map(jnp.sin, params), fresh, params)
+    broken = jax.tree.map(lambda p: jnp.full_like(p, bad), params)
+    for before in (fresh, used):
+        updates, after = update(broken, before, params)
+        assert trees.squared_norm(updates) == 0
+        for name in ("count", "log_scale", "inner_state"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+        assert trees.all_finite(after.previous_updates)
+        updates, _ = update(jax.tree.map(jnp.sin, params), after, params)
+        assert trees.all_finite(updates)
+        assert trees.squared_norm(updates) > 0
+
+
+def test_reaches_a_small_and_a_large_rate_within_bounds():
+    free = optax_igr.adapt_scale(optax.sgd(1e-6), 0.5, signal="sign")
+    bounded = optax_igr.adapt_scale(optax.sgd(1e-6), 0.5, signal="sign", bounds=(0.1, 10.0))
+    assert train(free, 30)[1].log_scale > 10
+    np.testing.assert_allclose(train(bounded, 30)[1].log_scale, np.log(10), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inner": 0.1}, "inner"),
+        ({"granularity": "layer"}, "granularity.*'tree', 'leaf'"),
+        ({"signal": "normalized"}, "signal.*'cosine'"),
+        ({"first_step": "newton"}, "first_step.*'cauchy'"),
+        ({"max_relative_update": 0.0}, "max_relative_update.*> 0"),
+        ({"bounds": (0.0, 1.0)}, "bounds.*0 < low"),
+        ({"decay": 1.0}, "decay.*< 1"),
+    ],
+)
+def test_a_bad_argument_is_named(arguments, message):
+    with pytest.raises(ValueError, match=f"adapt_scale.*{message}"):
+        optax_igr.adapt_scale(**{"inner": optax.sgd(0.1), "scale_rate": 0.1, **arguments})
+
+
+@pytest.mark.parametrize("option", [{"first_step": "cauchy"}, {"max_relative_update": 0.1}])
+def test_an_option_asks_for_the_parameters_it_needs(option):
+    optimizer = optax_igr.adapt_scale(optax.sgd(0.1), 0.1, **option)
+    with pytest.raises(ValueError, match="adapt_scale needs the current parameters"):
+        optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))

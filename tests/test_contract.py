@@ -1,0 +1,639 @@
+"""What every transform of `registry.py` must do, and what Optax asks of its own contributions."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optax_igr
+from tests import problems, registry
+
+X64 = jax.config.read("jax_enable_x64")
+WIDEST = jnp.float64 if X64 else jnp.float32
+DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32, *((jnp.float64,) if X64 else ()))
+SHAPES = {"w": (2, 8), "b": (8,)}
+
+every_entry = pytest.mark.parametrize("entry", registry.ENTRIES, ids=str)
+# For the demands that a second code path of the same transform cannot break.
+every_transform = pytest.mark.parametrize(
+    "entry", [entry for entry in registry.ENTRIES if not entry.variant], ids=str
+)
+
+every_wrapper = pytest.mark.parametrize(
+    "entry", [e for e in registry.ENTRIES if e.place is registry.wrapper], ids=str
+)
+
+
+def params_of(entry, shapes=None, dtype=jnp.float32, seed=0):
+    shapes = SHAPES if shapes is None else shapes
+    return problems.parameters(entry.domain, shapes, dtype, seed)
+
+
+def training_step(entry, optimizer, problem, **unknown):
+    """Returns the step of a training loop that hands `update` what the entry needs."""
+
+    def step(params, state):
+        arguments = problem.extra_arguments(entry.needs) | unknown
+        updates, state = optimizer.update(problem.gradient(params), state, params, **arguments)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def train(step, optimizer, params, num_steps):
+    state = optimizer.init(params)
+    for _ in range(num_steps):
+        params, state = step(params, state)
+    return params, state
+
+
+@functools.cache
+def plain_run(entry):
+    """Returns the problem that most tests share, and (params, state) after 0, 1, 2 and 3 steps."""
+    optimizer = entry.optimizer()
+    params = params_of(entry)
+    problem = problems.coupled(params)
+    step = jax.jit(training_step(entry, optimizer, problem))
+    run = [(params, optimizer.init(params))]
+    for _ in range(3):
+        run.append(step(*run[-1]))
+    return problem, run
+
+
+def types(tree):
+    """Shape, dtype, weak type and sharding of every leaf."""
+    return jax.tree.map(jax.typeof, tree)
+
+
+def assert_finite(tree):
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            assert jnp.isfinite(leaf).all(), tree
+
+
+def assert_no_nan(tree):
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            assert not jnp.isnan(leaf).any(), tree
+
+
+@every_entry
+def test_one_compilation_serves_donated_steps_with_unknown_extra_arguments(entry, caplog):
+    optimizer = entry.optimizer()
+    params = params_of(entry)
+    problem = problems.coupled(params)
+    state = optimizer.init(params)
+
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, state))]
+    assert len(set(pointers)) == len(pointers), "a fresh state shares a buffer"
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, key):
+        known = training_step(entry, optimizer, problem, key=key, unheard_of="anything")
+        return known(params, state)
+
+    compilations = []
+    for seed in range(3):
+        with jax.log_compiles():
+            params, state = step(params, state, jax.random.key(seed))
+        compilations.append(any("jit(step)" in record.getMessage() for record in caplog.records))
+        caplog.clear()
+    assert compilations == [True, False, False]
+    assert_finite((params, state))
+
+
+@every_entry
+@pytest.mark.parametrize("target", problems.TARGETS, ids=lambda f: f.__name__)
+def test_reaches_the_target(entry, target):
+    problem = target(entry.domain)
+    optimizer = entry.optimizer(entry.base_on_targets, **entry.on_targets)
+    step = training_step(entry, optimizer, problem)
+
+    @jax.jit
+    def run(params):
+        carry = (params, optimizer.init(params))
+        return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=entry.num_steps)[0]
+
+    params, state = run(problem.params)
+    if entry.eval_params is not None:
+        params = entry.eval_params(state, params)
+    chex.assert_trees_all_close(params, problem.minimiser, rtol=3e-2, atol=3e-2)
+
+
+@every_entry
+def test_injected_hyperparameters_are_the_hyperparameters(entry):
+    inject = optax.inject_hyperparams(entry.transform, static_args=entry.static_args)
+    optimizer = entry.optimizer(constructor=inject)
+    problem, run = plain_run(entry)
+    step = jax.jit(training_step(entry, optimizer, problem))
+    injected, state = train(step, optimizer, problem.params, 3)
+    expected, _ = run[3]
+    chex.assert_trees_all_close(injected, expected, rtol=1e-5, atol=1e-6)
+    for name, value in entry.hyperparameters.items():
+        if isinstance(value, float):
+            assert optax.tree.get(state, "hyperparams")[name] == pytest.approx(value)
+
+
+@every_entry
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
+def test_types_of_updates_and_state_are_stable(entry, dtype):
+    optimizer = entry.optimizer()
+    params = params_of(entry, dtype=dtype)
+    problem = problems.coupled(params)
+
+    def update(params, state):
+        arguments = problem.extra_arguments(entry.needs)
+        return optimizer.update(problem.gradient(params), state, params, **arguments)
+
+    state = jax.eval_shape(optimizer.init, params)
+    updates, new_state = jax.eval_shape(update, params, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+    assert types(jax.jit(optimizer.init)(params)) == types(optimizer.init(params))
+
+
+@every_entry
+@pytest.mark.parametrize(
+    ("dtype", "size", "magnitude"),
+    [(jnp.float16, 10, 300.0), (jnp.float16, 1000, 1e-4), (jnp.bfloat16, 1000, 1.0)],
+)
+def test_a_narrow_leaf_is_reduced_in_float32(entry, dtype, size, magnitude):
+    """In float16 the squared norms overflow and underflow; a bfloat16 sum of ones stops at 256."""
+    precision = jnp.finfo(dtype)
+    smallest = 2 * float(precision.smallest_subnormal)
+    if entry.domain == "simplex":
+        # Equal weights stay where they are, to their own precision.
+        magnitude, smallest = 1 / size, float(precision.eps) / size
+    optimizer = entry.optimizer()
+    # The gradient is the parameter itself, so that its size is known.
+    problem = problems.Problem(None, lambda p: p.astype(jnp.float32) / jnp.float32(2**0.5))
+
+    @jax.jit
+    def second_update(params):
+        state = optimizer.init(params)
+        for _ in range(2):
+            arguments = problem.extra_arguments(entry.needs)
+            grads = problem.gradient(params)
+            updates, state = optimizer.update(grads, state, params, **arguments)
+            params = optax.apply_updates(params, updates)
+        return updates, state
+
+    params = jnp.full([size], magnitude, dtype)
+    narrow, state = second_update(params)
+    wide, _ = second_update(params.astype(jnp.float32))
+    assert narrow.dtype == dtype
+    assert_finite(state)
+    tolerance = 8 * float(precision.eps)
+    chex.assert_trees_all_close(narrow.astype(jnp.float32), wide, rtol=tolerance, atol=smallest)
+
+
+@every_transform
+def test_accumulates_under_multi_steps(entry):
+    accumulating = optax.MultiSteps(entry.optimizer(), every_k_schedule=2)
+    problem, run = plain_run(entry)
+    step = jax.jit(training_step(entry, accumulating, problem))
+    unmoved, _ = train(step, accumulating, problem.params, 1)
+    chex.assert_trees_all_equal(unmoved, problem.params)
+    moved, _ = train(step, accumulating, problem.params, 4)
+    expected, _ = run[2]
+    chex.assert_trees_all_close(moved, expected, rtol=1e-5, atol=1e-6)
+
+
+@every_entry
+def test_schedules_are_evaluated_at_the_number_of_updates_so_far(entry):
+    """Against numbers that the loop itself changes, so that a constant schedule is the number."""
+    values = entry.scheduled()
+    schedules = {name: lambda t, v=value: v * (1 - t / 8) for name, value in values.items()}
+    params = params_of(entry)
+    problem = problems.coupled(params)
+
+    scheduled = entry.optimizer(**schedules)
+    by_schedule, _ = train(jax.jit(training_step(entry, scheduled, problem)), scheduled, params, 3)
+
+    @jax.jit
+    def step(params, state, numbers):
+        return training_step(entry, entry.optimizer(**numbers), problem)(params, state)
+
+    by_number, state = params, entry.optimizer().init(params)
+    for t in range(3):
+        count = t + entry.acts_on_next_step
+        numbers = {name: jnp.float32(schedule(count)) for name, schedule in schedules.items()}
+        by_number, state = step(by_number, state, numbers)
+    chex.assert_trees_all_close(by_schedule, by_number, rtol=1e-5, atol=1e-6)
+
+
+@every_transform
+@pytest.mark.parametrize("companion", ["line search", "lbfgs"])
+def test_chains_with_the_value_fn_transforms_of_optax(entry, companion):
+    if companion == "line search":
+        search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
+        optimizer = optax.chain(entry.optimizer(), search)
+    elif entry.place is registry.alias:
+        pytest.skip("an alias has its own direction: L-BFGS would be a second one")
+    else:
+        optimizer = entry.optimizer(optax.lbfgs(memory_size=3))
+    params = params_of(entry)
+    problem = problems.coupled(params)
+
+    @jax.jit
+    def step(params, state):
+        arguments = problem.extra_arguments({*entry.needs, "value_fn"})
+        value, grads = problem.value_fn(params), problem.gradient(params)
+        updates, state = optimizer.update(
+            grads, state, params, value=value, grad=grads, **arguments
+        )
+        return optax.apply_updates(params, updates), state
+
+    params, _ = train(step, optimizer, params, 3)
+    assert_finite(params)
+    assert problem.value_fn(params) < problem.value_fn(problem.params)
+
+
+@every_entry
+@pytest.mark.parametrize("composition", ["partition", "masked"])
+def test_sees_a_part_of_the_parameters(entry, composition):
+    """As if the others were constants of the loss."""
+    params = params_of(entry, {"w": (2, 8), "frozen": {"v": (3,)}, "b": (8,)})
+    problem = problems.coupled(params)
+    optimizer = entry.optimizer()
+    if composition == "partition":
+        labels = {"w": "trained", "frozen": "frozen", "b": "trained"}
+        transforms = {"trained": optimizer, "frozen": optax.set_to_zero()}
+        composed = optax.partition(transforms, labels)
+    else:
+        trained = {"w": True, "frozen": False, "b": True}
+        others = {"w": False, "frozen": True, "b": False}
+        composed = optax.chain(
+            optax.masked(optimizer, trained), optax.masked(optax.set_to_zero(), others)
+        )
+
+    @jax.jit
+    def step(params, state):
+        arguments = {
+            name: fn if name == "output_loss_fn" else optax_igr.fill_masked(fn, params)
+            for name, fn in problem.extra_arguments(entry.needs).items()
+        }
+        updates, state = composed.update(problem.gradient(params), state, params, **arguments)
+        return optax.apply_updates(params, updates), state
+
+    found, _ = train(step, composed, params, 2)
+    chex.assert_trees_all_equal(found["frozen"], params["frozen"])
+
+    part = {name: params[name] for name in ("w", "b")}
+    alone = dataclasses.replace(problem, outputs_fn=lambda p: problem.outputs_fn({**params, **p}))
+    expected, _ = train(jax.jit(training_step(entry, optimizer, alone)), optimizer, part, 2)
+    chex.assert_trees_all_close(
+        {name: found[name] for name in part}, expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def poisoned_step(entry, optimizer, problem):
+    """Returns a step whose loss is multiplied by a number, and which skips a non-finite update."""
+
+    @jax.jit
+    def step(params, state, factor):
+        poisoned = dataclasses.replace(
+            problem,
+            outputs_fn=lambda p: jax.tree.map(lambda x: x * factor, problem.outputs_fn(p)),
+        )
+        arguments = poisoned.extra_arguments(entry.needs)
+        updates, state = optimizer.update(poisoned.gradient(params), state, params, **arguments)
+        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(updates)]).all()
+        skipped = jax.tree.map(lambda x: jnp.where(finite, x, 0), updates)
+        return optax.apply_updates(params, skipped), state, finite
+
+    return step
+
+
+@every_entry
+def test_a_zero_or_broken_gradient_is_survived(entry):
+    """Both as the very first gradient and after a good one."""
+    optimizer = entry.optimizer()
+    initial = params_of(entry)
+    step = poisoned_step(entry, optimizer, problems.coupled(initial))
+    for bad in (0.0, np.nan, np.inf, 1e30):
+        for history in ([bad], [1.0, bad]):
+            params, state = initial, optimizer.init(initial)
+            for factor in history:
+                params, state, finite = step(params, state, jnp.float32(factor))
+            assert finite or bad != 0.0, "a zero gradient gives a non-finite update"
+            for _ in range(2):
+                params, state, finite = step(params, state, jnp.float32(1))
+            assert finite, f"the updates stay broken after a gradient times {bad}"
+            assert_no_nan(state)
+
+
+@every_transform
+def test_a_broken_gradient_leaves_no_trace_under_apply_if_finite(entry):
+    optimizer = optax.apply_if_finite(entry.optimizer(), max_consecutive_errors=5)
+    problem, run = plain_run(entry)
+    step = poisoned_step(entry, optimizer, problem)
+    params, state = problem.params, optimizer.init(problem.params)
+    for factor in (np.nan, 1.0, np.nan, 1.0):
+        params, state, _ = step(params, state, jnp.float32(factor))
+    chex.assert_trees_all_close((params, state.inner_state), run[2], rtol=1e-5, atol=1e-6)
+
+
+@every_entry
+def test_none_scalar_and_empty_leaves(entry):
+    """None and empty leaves change nothing for the others; a scalar is a parameter like any other."""
+    shapes = {"w": (2, 8)} if "scalar leaf" in entry.refuses else {"w": (2, 8), "s": ()}
+    params = params_of(entry, shapes)
+    holes = {"none": None, "empty": jnp.zeros([0, 3]), "nested": {"deep": (None, [])}}
+    optimizer = entry.optimizer()
+    problem = problems.coupled(params)
+    step = jax.jit(training_step(entry, optimizer, problem))
+    expected, _ = train(step, optimizer, params, 2)
+    found, state = train(step, optimizer, {**params, **holes}, 2)
+    assert_finite(state)
+    chex.assert_trees_all_close(found, {**expected, **holes}, rtol=1e-5, atol=1e-6)
+
+    if "scalar leaf" in entry.refuses:
+        scalar = {"s": jnp.float32(1)}
+        with pytest.raises(ValueError, match=f"{entry.name}.*'s'"):
+            train(training_step(entry, optimizer, problem), optimizer, scalar, 1)
+
+
+@every_entry
+@pytest.mark.parametrize("empty", [{}, (), {"none": None}], ids=repr)
+def test_an_empty_tree(entry, empty):
+    optimizer = entry.optimizer()
+    step = training_step(entry, optimizer, problems.coupled(empty))
+    params, state = train(step, optimizer, empty, 2)
+    assert params == empty
+    assert_finite(state)
+
+
+@every_entry
+def test_a_complex_parameter_is_the_pair_of_its_parts(entry):
+    """Or, for a transform that acts on moduli, commutes with a phase that the loss does not see."""
+    params = problems.parameters("real", SHAPES, jnp.complex64)
+    optimizer = entry.optimizer()
+
+    def outputs_fn(z):
+        waves = [x + jnp.sin(x * x.conj()) / 4 * x for x in jax.tree.leaves(z)]
+        return waves, [sum(jnp.sum(x) for x in jax.tree.leaves(z)) / 4]
+
+    problem = problems.Problem(params, outputs_fn)
+    step = jax.jit(training_step(entry, optimizer, problem))
+    if "complex" in entry.refuses:
+        with pytest.raises(ValueError, match=rf"{entry.name}.*complex"):
+            train(step, optimizer, params, 1)
+        return
+    found, _ = train(step, optimizer, params, 3)
+
+    if entry.complex_as == "phase":
+        phase = jnp.complex64(np.exp(0.7j))
+        turned, _ = train(step, optimizer, jax.tree.map(lambda z: z * phase, params), 3)
+        expected = jax.tree.map(lambda z: z / phase, turned)
+    else:
+
+        def to_complex(pairs):
+            return jax.tree.map(lambda x: jax.lax.complex(x[..., 0], x[..., 1]), pairs)
+
+        real = problems.Problem(None, lambda pairs: outputs_fn(to_complex(pairs)))
+        pairs = jax.tree.map(lambda z: jnp.stack([z.real, z.imag], axis=-1), params)
+        trained, _ = train(jax.jit(training_step(entry, optimizer, real)), optimizer, pairs, 3)
+        expected = to_complex(trained)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@every_entry
+def test_init_is_abstract_and_map_params_finds_every_tree_like_the_parameters(entry):
+    optimizer = entry.optimizer()
+    params = params_of(entry)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    state = optimizer.init(params)
+    assert types(jax.eval_shape(optimizer.init, abstract)) == types(state)
+    assert types(optimizer.init(abstract)) == types(state)
+
+    kinds = optax.tree.map_params(
+        optimizer, lambda _: "parameter", state, transform_non_params=lambda _: "other"
+    )
+    for kind, leaf in zip(jax.tree.leaves(kinds), jax.tree.leaves(state), strict=True):
+        assert kind == "parameter" or leaf.shape != params["w"].shape
+        assert leaf.dtype != jnp.uint32, "a random key in a state is a typed key"
+
+
+@every_transform
+def test_resumes_from_a_checkpoint_as_if_uninterrupted(entry, tmp_path):
+    optimizer = entry.optimizer()
+    problem, run = plain_run(entry)
+    params, state = run[2]
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "step_2", (params, state))
+        checkpointer.wait_until_finished()
+        target = jax.eval_shape(lambda p: (p, optimizer.init(p)), params)
+        restored = checkpointer.restore(tmp_path / "step_2", target)
+    resumed = jax.jit(training_step(entry, optimizer, problem))(*restored)
+    chex.assert_trees_all_equal(resumed, run[3])
+
+
+@every_entry
+def test_vmap_and_scan_equal_a_loop(entry):
+    optimizer = entry.optimizer()
+    problem, run = plain_run(entry)
+    step = training_step(entry, optimizer, problem)
+
+    @jax.jit
+    @jax.vmap
+    def scanned(params):
+        carry = (params, optimizer.init(params))
+        return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=3)[0]
+
+    others = [params_of(entry, seed=seed) for seed in (1, 2)]
+    batch = jax.tree.map(lambda *x: jnp.stack(x), others[0], problem.params, others[1])
+    found = jax.tree.map(lambda x: x[1], scanned(batch))
+    chex.assert_trees_all_close(found, run[3], rtol=1e-4, atol=1e-5)
+
+
+@every_entry
+def test_the_derivative_through_two_steps_is_the_limit_of_differences(entry):
+    optimizer = entry.optimizer()
+    params = params_of(entry, dtype=WIDEST)
+    problem = problems.coupled(params)
+    step = training_step(entry, optimizer, problem)
+    direction = jax.tree.map(lambda x: jnp.cos(3 * x), params)
+    if entry.domain == "simplex":
+        direction = jax.tree.map(lambda x: x - x.mean(axis=-1, keepdims=True), direction)
+
+    def after(t):
+        start = jax.tree.map(lambda x, d: x + t * d, params, direction)
+        value = problem.value_fn(train(step, optimizer, start, 2)[0])
+        return value, value
+
+    differentiate = jax.jacfwd if entry.without_reverse_mode else jax.grad
+    offsets = jnp.array([-1e-5, 0, 1e-5], WIDEST)
+    derivatives, values = jax.jit(jax.vmap(differentiate(after, has_aux=True)))(offsets)
+    assert_finite(derivatives)
+    if X64:
+        difference = (values[2] - values[0]) / 2e-5
+        np.testing.assert_allclose(derivatives[1], difference, rtol=1e-5)
+
+
+def per_sample_problem(params, data, reduce=lambda mean: mean):
+    """The mean of a loss over samples; `reduce` turns the mean of a shard into the global one."""
+    coupled = problems.coupled(params)
+
+    def outputs_fn(params):
+        return jax.vmap(
+            lambda shift: coupled.outputs_fn(jax.tree.map(lambda x: x + shift, params))
+        )(data)
+
+    def output_loss_fn(outputs):
+        return reduce(problems.sum_of_squares(outputs) / data.shape[0])
+
+    return problems.Problem(params, outputs_fn, output_loss_fn=output_loss_fn)
+
+
+@every_entry
+def test_shard_map_with_a_sharded_batch_equals_one_device(entry):
+    optimizer = entry.optimizer()
+    params = params_of(entry)
+    data = jnp.linspace(-0.5, 0.5, 8, dtype=jnp.float32)
+    step = training_step(entry, optimizer, per_sample_problem(params, data))
+    expected = train(jax.jit(step), optimizer, params, 2)
+
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(P(), P(), P("batch")), out_specs=(P(), P())
+    )
+    def sharded(params, state, data):
+        problem = per_sample_problem(params, data, lambda mean: jax.lax.pmean(mean, "batch"))
+        return training_step(entry, optimizer, problem)(params, state)
+
+    found = params, optimizer.init(params)
+    for _ in range(2):
+        found = sharded(*found, data)
+    chex.assert_trees_all_close(jax.device_get(found), expected, rtol=1e-4, atol=1e-5)
+
+
+def assert_sharded_alike(leaf, param):
+    assert leaf.shape != param.shape or jax.typeof(leaf).sharding == jax.typeof(param).sharding
+
+
+@every_entry
+def test_shardings_are_kept_on_an_explicit_mesh(entry):
+    optimizer = entry.optimizer()
+    problem, run = plain_run(entry)
+    step = training_step(entry, optimizer, problem)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        specs = {"w": P(None, "x"), "b": P("x")}
+        params = jax.tree.map(
+            lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), problem.params, specs
+        )
+        state = optimizer.init(params)
+        assert types(jax.jit(optimizer.init)(params)) == types(state)
+        optax.tree.map_params(optimizer, assert_sharded_alike, state, params)
+        found, new_state = train(jax.jit(step), optimizer, params, 2)
+        assert types((found, new_state)) == types((params, state))
+    expected, _ = run[2]
+    chex.assert_trees_all_close(jax.device_get(found), expected, rtol=1e-5, atol=1e-6)
+
+
+@every_transform
+def test_a_missing_argument_is_named(entry):
+    transform = entry.alone()
+    params = params_of(entry)
+    problem = problems.coupled(params)
+    grads, state = problem.gradient(params), transform.init(params)
+    arguments = problem.extra_arguments(entry.needs)
+    for missing in entry.needs:
+        given = {name: fn for name, fn in arguments.items() if name != missing}
+        with pytest.raises(ValueError, match=rf"{entry.name}.*`{missing}`"):
+            transform.update(grads, state, params, **given)
+    expected, _ = transform.update(grads, state, params, **arguments)
+    try:
+        without_params, _ = transform.update(grads, state, **arguments)
+    except ValueError as error:
+        message = str(error)
+    else:
+        chex.assert_trees_all_equal(without_params, expected)
+        return
+    assert entry.name in message
+    assert "parameters" in message
+
+
+@every_transform
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: {**tree, "b": jnp.ones([7])},
+        lambda tree: {**tree, "b": tree["b"].astype(jnp.float16)},
+        lambda tree: {"w": tree["w"], "c": tree["b"]},
+    ],
+    ids=["shape", "dtype", "structure"],
+)
+def test_a_mismatch_names_the_leaf(entry, change):
+    transform = entry.alone()
+    params = params_of(entry)
+    problem = problems.coupled(params)
+    grads, state = problem.gradient(params), transform.init(params)
+    arguments = problem.extra_arguments(entry.needs)
+
+    def update(grads, state, **given):
+        return jax.eval_shape(lambda: transform.update(grads, state, params, **arguments | given))
+
+    message = rf"(?s){entry.name}.*\['[bc]'\]"
+    with pytest.raises(ValueError, match=message):
+        update(change(grads), state)
+    if reads_grad(entry):
+        with pytest.raises(ValueError, match=message):
+            update(grads, state, grad=change(grads))
+    other = transform.init(change(params))
+    if types(other) != types(state):
+        with pytest.raises(ValueError, match=message):
+            update(grads, other)
+
+
+@functools.cache
+def reads_grad(entry):
+    """Says whether the second update changes where another `grad` is given."""
+    transform = entry.alone()
+    params = params_of(entry)
+    problem = problems.coupled(params)
+    grads = problem.gradient(params)
+    arguments = problem.extra_arguments(entry.needs)
+
+    @jax.jit
+    def second_update(grad):
+        state = transform.init(params)
+        for _ in range(2):
+            updates, state = transform.update(grads, state, params, grad=grad, **arguments)
+        return updates
+
+    other = jax.tree.map(lambda x: jnp.flip(x) + 1, grads)
+    pairs = jax.tree.map(jnp.array_equal, second_update(grads), second_update(other))
+    return not all(jax.tree.leaves(pairs))
+
+
+@every_wrapper
+def test_a_wrapper_forwards_every_extra_argument(entry):
+    received = {}
+
+    def update(updates, state, params=None, **extra_args):
+        received.update(extra_args)
+        return updates, state
+
+    inner = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    optimizer = entry.optimizer(inner)
+    params = params_of(entry)
+    problem = problems.coupled(params)
+    given = problem.extra_arguments(entry.needs) | {"value": 1.0, "unheard_of": "anything"}
+    optimizer.update(problem.gradient(params), optimizer.init(params), params, **given)
+    assert given.items() <= received.items()
+
+    plain = optax.GradientTransformation(optax.init_empty_state, lambda u, s, p=None: (u, s))
+    optimizer = entry.optimizer(plain)
+    optimizer.update(problem.gradient(params), optimizer.init(params), params, **given)
