@@ -40,15 +40,26 @@ def check_axis(transform: str, axis: Any) -> Axis:
 
 
 def check_update(transform: str, params: Any, tree: Any, *, name: str = "updates") -> None:
-    """Raises a `ValueError` that names the leaf where the updates differ from the parameters in shape.
+    """Raises a `ValueError` that names the leaf where the updates differ from the parameters.
 
-    Their dtypes may differ: an exponent in float32 is welcome where the weight is in bfloat16.
+    They may be of a wider dtype: an exponent in float32 is welcome where the weight is in bfloat16.
     """
 
-    def shapes(tree: Any) -> Any:
-        return jax.tree.map(lambda x: np.broadcast_to(np.float32(0), jnp.shape(x)), tree)
+    def dtype(param: jax.Array, update: jax.Array) -> Any:
+        is_wider = jnp.promote_types(param.dtype, update.dtype) == update.dtype
+        return param.dtype if is_wider else update.dtype
 
-    trees.check_like(transform, shapes(params), **{name: shapes(tree)})
+    same_structure = jax.tree.structure(params) == jax.tree.structure(tree)
+    if same_structure:
+        tree = jax.tree.map(
+            lambda p, u: np.broadcast_to(np.zeros([], dtype(p, u)), u.shape), params, tree
+        )
+    trees.check_like(transform, params, **{name: tree})
+
+
+def check_state(transform: str, params: Any, **kept: Any) -> None:
+    """Raises a `ValueError` that names the leaf where the state was not made from such parameters."""
+    trees.check_like(transform, trees.widen(params), **kept)
 
 
 def check_leaves(
@@ -72,9 +83,20 @@ def check_leaves(
             raise ValueError(
                 f"{transform}: {name} must be of a real floating dtype, got {leaf.dtype}."
             )
-        found = complaint(leaf) if _is_concrete(leaf) else None
+        try:
+            found = complaint(leaf) if _is_concrete(leaf) else None
+        except jax.errors.ConcretizationTypeError:
+            # Inside a `jax.jit` that closes over the parameters.
+            continue
         if found is not None:
             raise ValueError(f"{transform}: {name} {found}. {advice}".rstrip())
+
+
+def with_values(params: Any) -> Any:
+    """Returns the parameters with ones in the place of a leaf that is only a shape and a dtype."""
+    return jax.tree.map(
+        lambda p: jnp.ones(p.shape, p.dtype) if isinstance(p, jax.ShapeDtypeStruct) else p, params
+    )
 
 
 def check_axes_exist(transform: str, tree: Any, axis: Axis, *, name: str = "params") -> None:

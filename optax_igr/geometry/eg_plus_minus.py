@@ -24,6 +24,7 @@ from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry import _domain, _landing
 from optax_igr.geometry.exponentiate_simplex import (
     has_moved,
+    largest,
     log_normaliser,
     scaled_terms,
 )
@@ -48,8 +49,8 @@ def plus_minus_log_weights(
 
     Where an exponent of a group is NaN or infinite, the group does not move.
     """
-    largest = jnp.max(jnp.abs(exponent), axis, keepdims=True)
-    up, down = exponent - largest, -exponent - largest
+    top = largest(jnp.abs(exponent), axis)
+    up, down = exponent - top, -exponent - top
     sums = (
         scaled_terms(jnp.exp(log_positive), up, axis)[1]
         + scaled_terms(jnp.exp(log_negative), down, axis)[1]
@@ -68,7 +69,7 @@ def plus_minus_weights(
 
     What the weights leave of the total is shared equally: zero weights start at :math:`w_\pm = U / 2N`.
     """
-    slack = total - jnp.sum(jnp.abs(weight), axis, keepdims=True)
+    slack = jnp.maximum(total - jnp.sum(jnp.abs(weight), axis, keepdims=True), 0)
     share = slack / (2 * _domain.group_size(weight, axis))
     return jnp.maximum(weight, 0) + share, jnp.maximum(-weight, 0) + share
 
@@ -129,23 +130,22 @@ def _exponentiate_plus_minus(
     total: Scalar, axis: _domain.Axis
 ) -> optax.GradientTransformationExtraArgs:
     def complaint(weight: jax.Array) -> str | None:
-        norm = jnp.max(jnp.sum(jnp.abs(weight), axis, dtype=trees.widened(weight.dtype)))
-        if norm < total:
+        norms = jnp.sum(jnp.abs(weight), axis, dtype=trees.widened(weight.dtype))
+        if jnp.all(norms < total):
             return None
-        return f"has an l1 norm of {float(norm):.6g}, expected less than total={float(total):.6g}"
+        return f"has an l1 norm of {float(jnp.max(norms)):.6g}, expected less than total={float(total):.6g}"
 
     def init(params: Any) -> EgPlusMinusState:
         _domain.check_axes_exist("eg_plus_minus", params, axis)
         _domain.check_leaves("eg_plus_minus", params, complaint)
 
         def log_weights(sign: int) -> Any:
-            return jax.tree.map(
-                lambda p, wide: _landing.representable_log(
-                    jnp.log(plus_minus_weights(sign * wide, axis=axis, total=total)[0]), p.dtype
-                ),
-                params,
-                trees.widen(params),
-            )
+            def log_weight(param: jax.Array) -> jax.Array:
+                wide = sign * param.astype(trees.widened(param.dtype))
+                positive, _ = plus_minus_weights(wide, axis=axis, total=total)
+                return _landing.representable_log(jnp.log(positive), param.dtype)
+
+            return jax.tree.map(log_weight, _domain.with_values(params))
 
         return EgPlusMinusState(log_positive=log_weights(1), log_negative=log_weights(-1))
 
@@ -153,6 +153,7 @@ def _exponentiate_plus_minus(
         del unused
         extra_args.require("eg_plus_minus", params=params)
         _domain.check_update("eg_plus_minus", params, updates)
+        _domain.check_state("eg_plus_minus", params, **state._asdict())
 
         def moved(param, log_positive, log_negative, update):
             logs = plus_minus_log_weights(

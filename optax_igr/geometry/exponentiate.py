@@ -105,6 +105,8 @@ def exponentiate(
         del unused
         extra_args.require("exponentiate", params=params)
         _domain.check_update("exponentiate", params, updates)
+        if log_state:
+            _domain.check_state("exponentiate", params, log_weights=state.log_weights)
         exponents = finite_exponents(updates, params)
         if not log_state:
             steps = jax.tree.map(multiplicative_step, trees.widen(params), exponents)
@@ -127,11 +129,12 @@ def exponentiate(
 
 def initial_log_weights(params: Any, floor: Scalar = 0.0) -> Any:
     """Returns the logarithms of the weights in float32 or wider; that of a zero is the lowest kept."""
-    return jax.tree.map(
-        lambda p, wide: _landing.representable_log(jnp.log(wide), p.dtype, floor),
-        params,
-        trees.widen(params),
-    )
+
+    def log_weight(param: jax.Array) -> jax.Array:
+        wide = jnp.maximum(param.astype(trees.widened(param.dtype)), 0)
+        return _landing.representable_log(jnp.log(wide), param.dtype, floor)
+
+    return jax.tree.map(log_weight, _domain.with_values(params))
 
 
 def finite_exponents(updates: Any, params: Any) -> Any:

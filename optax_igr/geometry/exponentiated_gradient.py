@@ -112,6 +112,7 @@ def _exponent(
     r"""Makes :math:`-\eta (m + \lambda w)` in float32 or wider, whatever the dtype of the gradient."""
 
     def init(params: Any) -> ExponentState:
+        _domain.check_leaves("exponentiated_gradient", params)
         trace = None
         if momentum is not None:
             trace = jax.tree.map(lambda p: jnp.zeros_like(p, trees.widened(p.dtype)), params)
@@ -131,6 +132,7 @@ def _exponent(
             updates,
         )
         if momentum is not None:
+            _domain.check_state("exponentiated_gradient", params, trace=state.trace)
             beta = hyperparameters.value_at(momentum, state.count)
             trace = direction = jax.tree.map(
                 lambda m, g: (beta * m + g).astype(m.dtype), state.trace, direction
