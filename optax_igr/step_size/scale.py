@@ -154,7 +154,8 @@ def adapt_scale(
     hyperparameters.check_choice(_NAME, "signal", signal, SIGNALS)
     hyperparameters.check_scalar_or_schedule(_NAME, "decay", decay, at_least=0, below=1)
     log_domain.check_bounds(_NAME, "bounds", bounds)
-    hyperparameters.check_choice(_NAME, "first_step", first_step, (None, "cauchy"))
+    if first_step is not None:
+        hyperparameters.check_choice(_NAME, "first_step", first_step, ("cauchy",))
     if max_relative_update is not None:
         hyperparameters.check_scalar_or_schedule(
             _NAME, "max_relative_update", max_relative_update, above=0
