@@ -36,6 +36,9 @@ GRANULARITIES = ("tree", "leaf")
 # The root mean square below which weights count as this large, so that zero weights can move (as in Adafactor).
 RMS_FLOOR = 1e-2
 
+# The updates among which the first one that is neither zero nor broken is looked for.
+ATTEMPTS = 100
+
 # How far the length of a step may exceed the longest one before it, from a measured first step on.
 GROWTH = 1.1
 
@@ -114,8 +117,10 @@ def adapt_scale(
         the exact derivative of the loss, in its unit.
       decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1).
       bounds: the least and the largest learned scale. Without them it stays within exp(±80).
-      first_step: None or `cauchy`. It is measured at the first update that is neither zero nor broken, under
-        `lax.cond`; under `vmap`, `init` belongs inside the `vmap`, so that the branch stays a branch.
+      first_step: None or `cauchy`. It is measured at the first of a hundred updates that is neither zero nor
+        broken. From there on a step is at most 1.1 times as long as the longest one before it: momentum
+        amplifies a first step tenfold before the first cosine tells that it is too long. Under `vmap`, `init` belongs
+        inside the `vmap`, so that the count stays unbatched and later steps are spared the product.
       max_relative_update: the largest :math:`\|s u\| / \|\theta\|`, where parameters whose root mean square is below
         1e-2 count as that large; a number or a schedule.
 
@@ -213,10 +218,19 @@ def adapt_scale(
         if first_step == "cauchy":
             value_fn = extra.get("curvature_value_fn")
             value_fn = extra["value_fn"] if value_fn is None else value_fn
+
+            def measure():
+                return measured_log_scale(value_fn, params, inner_updates, gradient, log_scale)
+
+            def wait():
+                return log_scale, awaits
+
+            # Under vmap whether a gradient is usable differs from run to run, and its branch becomes a
+            # select; the count does not, and spares the later steps the product.
             log_scale, awaits = jax.lax.cond(
-                awaits & is_usable,
-                lambda: measured_log_scale(value_fn, params, inner_updates, gradient, log_scale),
-                lambda: (log_scale, awaits),
+                state.count < ATTEMPTS,
+                lambda: jax.lax.cond(awaits & is_usable, measure, wait),
+                wait,
             )
             # Momentum may amplify the steps tenfold before the first cosine tells that they are too long.
             limit = jnp.where(longest > 0, GROWTH * longest, jnp.inf)
@@ -237,7 +251,7 @@ def adapt_scale(
             inner_updates,
         )
         return scaled, AdaptScaleState(
-            count=jnp.where(is_usable, optax.safe_increment(state.count), state.count),
+            count=optax.safe_increment(state.count),
             log_scale=kept(log_scale, state.log_scale),
             previous_updates=inner_updates,
             awaits_first_step=kept(awaits, state.awaits_first_step),
