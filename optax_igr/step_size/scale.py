@@ -34,19 +34,27 @@ SIGNALS = ("cosine", "sign", "product")
 GRANULARITIES = ("tree", "leaf")
 
 # The root mean square below which weights count as this large, so that zero weights can move (as in Adafactor).
-RMS_FLOOR = 1e-3
+RMS_FLOOR = 1e-2
+
+# The updates among which the first one that is neither zero nor broken is looked for.
+ATTEMPTS = 100
+
+# How far the length of a step may exceed the longest one before it, from a measured first step on.
+GROWTH = 1.1
 
 
 class AdaptScaleState(NamedTuple):
     r"""The number of updates, :math:`\log s`, the inner optimizer's last updates and its state.
 
-    `awaits_first_step` says that the scale of the first step has not been measured yet.
+    `awaits_first_step` says that the scale of the first step has not been measured yet, `longest_step` is the
+    largest :math:`\|s u\|` since.
     """
 
     count: ArrayLike
     log_scale: chex.ArrayTree
     previous_updates: chex.ArrayTree
     awaits_first_step: ArrayLike
+    longest_step: ArrayLike
     inner_state: optax.OptState
 
 
@@ -109,10 +117,12 @@ def adapt_scale(
         the exact derivative of the loss, in its unit.
       decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1).
       bounds: the least and the largest learned scale. Without them it stays within exp(±80).
-      first_step: None or `cauchy`. It is measured at the first update that is neither zero nor broken, under
-        `lax.cond`; under `vmap`, `init` belongs inside the `vmap`, so that the branch stays a branch.
+      first_step: None or `cauchy`. It is measured at the first of a hundred updates that is neither zero nor
+        broken. From there on a step is at most 1.1 times as long as the longest one before it: momentum
+        amplifies a first step tenfold before the first cosine tells that it is too long. Under `vmap`, `init` belongs
+        inside the `vmap`, so that the count stays unbatched and later steps are spared the product.
       max_relative_update: the largest :math:`\|s u\| / \|\theta\|`, where parameters whose root mean square is below
-        1e-3 count as that large; a number or a schedule.
+        1e-2 count as that large; a number or a schedule.
 
     Returns:
       A transform that takes the raw gradient from `grad` if it is given, else from the updates. It needs `params`
@@ -154,7 +164,8 @@ def adapt_scale(
     hyperparameters.check_choice(_NAME, "signal", signal, SIGNALS)
     hyperparameters.check_scalar_or_schedule(_NAME, "decay", decay, at_least=0, below=1)
     log_domain.check_bounds(_NAME, "bounds", bounds)
-    hyperparameters.check_choice(_NAME, "first_step", first_step, (None, "cauchy"))
+    if first_step is not None:
+        hyperparameters.check_choice(_NAME, "first_step", first_step, ("cauchy",))
     if max_relative_update is not None:
         hyperparameters.check_scalar_or_schedule(
             _NAME, "max_relative_update", max_relative_update, above=0
@@ -167,6 +178,7 @@ def adapt_scale(
             log_scale=initial_log_scale(params, granularity),
             previous_updates=jax.tree.map(jnp.zeros_like, params),
             awaits_first_step=jnp.ones([], bool),
+            longest_step=jnp.zeros([], trees.scalar_dtype(params)),
             inner_state=inner.init(params),
         )
 
@@ -202,18 +214,33 @@ def adapt_scale(
             lambda: (jax.tree.map(jnp.zeros_like, reference), state.inner_state),
         )
 
-        awaits = state.awaits_first_step
+        awaits, longest = state.awaits_first_step, state.longest_step
         if first_step == "cauchy":
             value_fn = extra.get("curvature_value_fn")
             value_fn = extra["value_fn"] if value_fn is None else value_fn
+
+            def measure():
+                return measured_log_scale(value_fn, params, inner_updates, gradient, log_scale)
+
+            def wait():
+                return log_scale, awaits
+
+            # Under vmap whether a gradient is usable differs from run to run, and its branch becomes a
+            # select; the count does not, and spares the later steps the product.
             log_scale, awaits = jax.lax.cond(
-                awaits & is_usable,
-                lambda: measured_log_scale(value_fn, params, inner_updates, gradient, log_scale),
-                lambda: (log_scale, awaits),
+                state.count < ATTEMPTS,
+                lambda: jax.lax.cond(awaits & is_usable, measure, wait),
+                wait,
             )
+            # Momentum may amplify the steps tenfold before the first cosine tells that they are too long.
+            limit = jnp.where(longest > 0, GROWTH * longest, jnp.inf)
+            log_scale = limited_log_scale(log_scale, inner_updates, limit)
         if max_relative_update is not None:
-            limit = hyperparameters.value_at(max_relative_update, state.count)
-            log_scale = limited_log_scale(log_scale, inner_updates, params, limit)
+            limit = hyperparameters.value_at(max_relative_update, state.count) * reach(params)
+            log_scale = limited_log_scale(log_scale, inner_updates, limit)
+        if first_step == "cauchy":
+            length = jnp.exp(log_length(log_scale, inner_updates))
+            longest = jnp.where(awaits, 0, jnp.maximum(longest, length)).astype(longest.dtype)
 
         def kept(new, old):
             return jax.tree.map(lambda n, o: jnp.where(is_usable, n, o), new, old)
@@ -224,10 +251,11 @@ def adapt_scale(
             inner_updates,
         )
         return scaled, AdaptScaleState(
-            count=jnp.where(is_usable, optax.safe_increment(state.count), state.count),
+            count=optax.safe_increment(state.count),
             log_scale=kept(log_scale, state.log_scale),
             previous_updates=inner_updates,
             awaits_first_step=kept(awaits, state.awaits_first_step),
+            longest_step=kept(longest, state.longest_step),
             inner_state=inner_state,
         )
 
@@ -292,24 +320,30 @@ def measured_log_scale(
     return chosen, ~is_measured
 
 
-def limited_log_scale(
-    log_scale: chex.ArrayTree,
-    updates: chex.ArrayTree,
-    params: chex.ArrayTree,
-    limit: hyperparameters.Scalar,
-) -> chex.ArrayTree:
-    r"""Returns the log-scale for which :math:`\|s u\|` is at most `limit` times :math:`\|\theta\|`."""
-    largest = functools.reduce(jnp.maximum, jax.tree.leaves(log_scale), -log_domain.LIMIT)
+def log_length(log_scale: chex.ArrayTree, updates: chex.ArrayTree) -> jax.Array:
+    r"""Returns :math:`\log \|s u\|` over the whole tree; it is minus infinity for zero updates."""
     # Relative to the largest scale, so that no square overflows.
+    largest = functools.reduce(jnp.maximum, jax.tree.leaves(log_scale), -log_domain.LIMIT)
     norms = map_scaled(
         lambda log_s, u: jnp.exp(log_s - largest) * jnp.sqrt(trees.squared_norm(u)),
         log_scale,
         updates,
     )
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    reach = jnp.sqrt(jnp.maximum(trees.squared_norm(params), size * RMS_FLOOR**2))
-    excess = jnp.log(divide(jnp.sqrt(trees.squared_norm(norms)), limit * reach)) + largest
+    return jnp.log(jnp.sqrt(trees.squared_norm(norms))) + largest
+
+
+def limited_log_scale(
+    log_scale: chex.ArrayTree, updates: chex.ArrayTree, limit: jax.Array
+) -> chex.ArrayTree:
+    r"""Returns the log-scale for which :math:`\|s u\|` is at most `limit`."""
+    excess = log_length(log_scale, updates) - jnp.log(limit)
     excess = jnp.where(jnp.isfinite(excess), jnp.maximum(excess, 0), 0)
     return jax.tree.map(
         lambda log_s: jnp.maximum(log_s - excess.astype(log_s.dtype), -log_domain.LIMIT), log_scale
     )
+
+
+def reach(params: Any) -> jax.Array:
+    r"""Returns :math:`\|\theta\|`, of which a relative update is a fraction, with its floor for small weights."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return jnp.sqrt(jnp.maximum(trees.squared_norm(params), size * RMS_FLOOR**2))

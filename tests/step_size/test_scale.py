@@ -150,8 +150,44 @@ def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
         np.testing.assert_array_equal(state.log_scale, 0)
     updates, state = update(3 * params, state)
     np.testing.assert_allclose(updates, -params, rtol=1e-9)
+    updates, state = update(1.5 * params, state)
+    np.testing.assert_allclose(updates, -0.5 * params, rtol=1e-9)
     updates, _ = update(6 * params, state)
-    np.testing.assert_allclose(updates, -2 * params, rtol=1e-9)
+    np.testing.assert_allclose(updates, -1.1 * params, rtol=1e-9)
+
+
+def test_momentum_does_not_amplify_a_measured_first_step_at_once():
+    optimizer = optax_igr.adapt_scale(optax.sgd(1.0, momentum=0.9), 0.0, first_step="cauchy")
+    params = jnp.ones(1)
+    state = optimizer.init(params)
+    update = jax.jit(
+        lambda s: optimizer.update(2 * params, s, params, value_fn=lambda p: jnp.sum(p**2))
+    )
+    lengths = []
+    for _ in range(40):
+        updates, state = update(state)
+        lengths.append(float(jnp.abs(updates[0])))
+    # The buffer grows as 1, 1.9, 2.71, ... to 10, the steps as 1.1^t until it no longer does.
+    np.testing.assert_allclose(lengths[:10], 1.1 ** np.arange(10), rtol=1e-9)
+    assert max(np.diff(np.log(lengths))) < np.log(1.1) + 1e-9
+
+
+def test_runs_side_by_side_pay_for_the_product_in_the_first_updates_alone():
+    optimizer = optax_igr.adapt_scale(optax.sgd(0.1), 0.1, first_step="cauchy")
+
+    def run(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(
+                jnp.cos(params), state, params, value_fn=lambda p: jnp.sum(jnp.sin(p))
+            )
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=3)[0][1].count
+
+    batched = jax.make_jaxpr(jax.vmap(run))(jnp.ones([2, 3]))
+    (scan,) = [e for e in batched.eqns if e.primitive.name == "scan"]
+    assert "cond" in {e.primitive.name for e in scan.params["jaxpr"].eqns}
 
 
 @pytest.mark.parametrize("granularity", ["tree", "leaf"])
@@ -178,7 +214,7 @@ def test_zero_weights_can_move_under_the_cap():
     optimizer = optax_igr.adapt_scale(optax.sgd(1.0), 0.0, max_relative_update=0.5)
     params = jnp.zeros(4)
     updates, _ = jax.jit(optimizer.update)(jnp.ones(4), optimizer.init(params), params)
-    np.testing.assert_allclose(updates, -0.5e-3, rtol=1e-6)
+    np.testing.assert_allclose(updates, -0.5e-2, rtol=1e-6)
 
 
 @every_inner
@@ -193,7 +229,7 @@ def test_a_broken_gradient_emits_zeros_and_leaves_the_state(inner, bad):
     for before in (fresh, used):
         updates, after = update(broken, before, params)
         assert trees.squared_norm(updates) == 0
-        for name in ("count", "log_scale", "inner_state"):
+        for name in ("log_scale", "longest_step", "awaits_first_step", "inner_state"):
             jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
         assert trees.all_finite(after.previous_updates)
         updates, _ = update(jax.tree.map(jnp.sin, params), after, params)
