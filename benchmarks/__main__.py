@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,13 @@ import rich.console
 import rich.progress
 import typer
 
+from benchmarks import compare, records, report, steps
+from benchmarks import data as data_
 from benchmarks import experiment as experiments_
-from benchmarks import report, steps
+from benchmarks import problems as problems_
+from benchmarks import sweep_speed as sweep_speed_
 from benchmarks.experiments import EXPERIMENTS
+from benchmarks.problems import PROBLEMS
 from benchmarks.techniques import TECHNIQUES, named
 
 console = rich.console.Console()
@@ -52,6 +57,23 @@ def _check_rates(text: str | None) -> str | None:
     return text
 
 
+def _check_problems(text: str | None) -> str | None:
+    try:
+        problems_.check(_split(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
+def _check_limits(texts: list[str]) -> list[str]:
+    try:
+        for text in texts:
+            compare.parse_limit(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return texts
+
+
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each technique and rate.")]
 Rates = Annotated[
     str | None,
@@ -86,6 +108,14 @@ Out = Annotated[
         "Default: a new folder in results/.",
     ),
 ]
+Problems = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        callback=_check_problems,
+        help="Problems to run, instead of the experiment's own: " + ", ".join(PROBLEMS) + ".",
+    ),
+]
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Steps of a run, instead of the problem's own.")
 ]
@@ -98,14 +128,15 @@ def main(
     learning_rates: Rates = None,
     techniques: Techniques = None,
     data_dir: DataDir = None,
+    problems: Problems = None,
     num_steps: Steps = None,
     out: Out = None,
 ) -> None:
     if context.invoked_subcommand is None:
-        _run(MAIN, seeds, learning_rates, techniques, data_dir, num_steps, out)
+        _run(MAIN, seeds, learning_rates, techniques, data_dir, problems, num_steps, out)
 
 
-def _run(name, seeds, learning_rates, techniques, data_dir, num_steps, out):
+def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out):
     experiment = EXPERIMENTS[name]
     folder = out or _new_folder(name)
     with _progress() as advance, _readable_errors():
@@ -116,6 +147,7 @@ def _run(name, seeds, learning_rates, techniques, data_dir, num_steps, out):
             techniques=named(_split(techniques)) if techniques else None,
             learning_rates=[float(r) for r in _split(learning_rates)] if learning_rates else None,
             data_dir=data_dir,
+            problems=problems_.named(_split(problems), data_dir) if problems else None,
             num_steps=num_steps,
             progress=advance,
         )
@@ -131,10 +163,11 @@ def _command(name):
         learning_rates: Rates = None,
         techniques: Techniques = None,
         data_dir: DataDir = None,
+        problems: Problems = None,
         num_steps: Steps = None,
         out: Out = None,
     ) -> None:
-        _run(name, seeds, learning_rates, techniques, data_dir, num_steps, out)
+        _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out)
 
     return command
 
@@ -165,6 +198,100 @@ def step_costs(
     _print_table("One step beside plain gradient descent", *steps.cells(costs))
     path = steps.write(costs, out or _new_folder("steps"))
     console.print(f"records: {path.resolve()}")
+
+
+@app.command("sweep-speed", help="Time a sweep as one program beside a Python loop over one step.")
+def sweep_speed(
+    runs: Annotated[
+        str, typer.Option(metavar="N,...", help="Numbers of runs, multiples of five.")
+    ] = "40,400",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a run.")] = 20,
+    loop_runs: Annotated[
+        int | None, typer.Option(min=1, help="Time the loop on so many runs and scale its time up.")
+    ] = None,
+    out: Out = None,
+) -> None:
+    with console.status("") as status:
+        found = [
+            sweep_speed_.measure(int(n), epochs=epochs, loop_runs=loop_runs, progress=status.update)
+            for n in _split(runs)
+        ]
+    head = ["runs", "program s", "compile s", "loop s", "speed-up", "with compilation", "ms a run"]
+    rows = [
+        [
+            str(f.runs),
+            f"{f.program_seconds:.2f}",
+            f"{f.program_compile_seconds:.2f}",
+            f"{f.loop_seconds:.2f}",
+            f"{f.speedup:.2f}",
+            f"{f.speedup_with_compilation:.2f}",
+            f"{1e3 * f.program_seconds / f.runs:.1f}",
+        ]
+        for f in found
+    ]
+    _print_table("A sweep as one program, and as a loop", head, rows)
+    path = (out or _new_folder("sweep-speed")) / "sweep_speed.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    environment = records.environment()
+    lines = [json.dumps(f._asdict() | {"environment": environment}) for f in found]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    console.print(f"records: {path.resolve()}")
+
+
+@app.command("download", help="Fetch the public data files: mnist, libsvm, text, or all of them.")
+def download(
+    what: Annotated[str, typer.Argument(metavar="[FOLDER]")] = "all",
+    data_dir: Annotated[
+        Path, typer.Option(envvar="OPTAX_IGR_DATA", file_okay=False, help="Where to put them.")
+    ] = Path("data"),
+) -> None:
+    folders = sorted({f.folder for f in data_.FILES.values()})
+    if what not in ("all", *folders):
+        raise typer.BadParameter(f"{what!r} is not one of all, {', '.join(folders)}.")
+    with _readable_errors():
+        for file in data_.FILES.values():
+            if what in ("all", file.folder):
+                console.print(f"{data_.download(data_dir, file.name)}  {file.checksum}")
+
+
+@app.command("diff", help="Compare two records.jsonl; exit with 1 where a limit is passed.")
+def diff(
+    before: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    after: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    fail: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=lambda texts: _check_limits(texts or []),
+            help="MEASURE:PERCENT%, such as steps_to_target:10%; may be repeated. Measures: "
+            + ", ".join(compare.MEASURES)
+            + ".",
+        ),
+    ] = None,
+) -> None:
+    limits = {limit.measure: limit for limit in map(compare.parse_limit, fail or [])}
+    measures = list(limits) or list(compare.MEASURES)
+    with _readable_errors():
+        found = compare.differences(records.read(before), records.read(after), measures)
+    failed = [d for d in found if d.measure in limits and d.growth > limits[d.measure].growth]
+    head = ["problem", "technique", "rate", "measure", "before", "after", "change"]
+    rows = [
+        [
+            d.problem,
+            d.technique,
+            f"{d.learning_rate:.3g}",
+            d.measure,
+            f"{d.before:.4g}",
+            f"{d.after:.4g}",
+            f"{100 * d.growth:+.1f} %" + (" ✗" if d in failed else ""),
+        ]
+        for d in found
+    ]
+    if not rows:
+        console.print("the two files have no technique, problem and rate in common")
+        raise typer.Exit(1 if limits else 0)
+    _print_table(f"{before} → {after}", head, rows)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _print_table(title: str, head: list[str], rows: list[list[str]]) -> None:

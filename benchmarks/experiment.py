@@ -10,7 +10,7 @@ import altair as alt
 from benchmarks import records, runner, steps
 from benchmarks.problems.problem import Problem
 from benchmarks.records import Record
-from benchmarks.techniques import Technique
+from benchmarks.technique import Technique
 
 NUM_POINTS = 25
 
@@ -58,6 +58,7 @@ class Experiment:
       columns: of the table.
       headline: the answer in a sentence or two, computed from the records.
       figures: of the report, computed from the records.
+      row_per_rate: a row of the table for each rate; else one for all rates of a technique.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Experiment:
     columns: Sequence[Column]
     headline: Callable[[list[Record]], str]
     figures: Callable[[list[Record]], list[Figure]]
+    row_per_rate: bool = True
 
 
 def run(
@@ -78,6 +80,7 @@ def run(
     techniques: Sequence[Technique] | None = None,
     learning_rates: Sequence[float] | None = None,
     data_dir: Path | None = None,
+    problems: Sequence[Problem] | None = None,
     num_steps: int | None = None,
     progress: Callable[[str, float], None] = lambda what, fraction: None,
 ) -> list[Record]:
@@ -90,11 +93,12 @@ def run(
       techniques: None takes the experiment's own; one that is not among them runs on its own grid.
       learning_rates: None takes the experiment's own; given, every technique runs at each of them.
       data_dir: where the data files are.
+      problems: None takes the experiment's own.
       num_steps: None takes each problem's own.
       progress: told what runs, and the fraction done of all.
     """
     known = {r.key: r for r in records.read(path)}
-    problems = list(experiment.problems(data_dir))
+    problems = list(experiment.problems(data_dir) if problems is None else problems)
     entries = chosen(experiment, techniques, learning_rates)
     total, done, asked = len(problems) * len(entries), 0, []
     for problem in problems:
@@ -160,6 +164,7 @@ def _records(problem, runs, num_steps, progress):
             compile_seconds=t.compile_seconds,
             runs_in_program=t.runs_in_program,
             environment=environment,
+            target=dataclasses.asdict(problem.target) if problem.target else None,
         )
         for t in trajectories
     ]

@@ -71,6 +71,28 @@ def line_style(runs: Sequence[Record]) -> tuple[alt.Color, alt.StrokeDash]:
     return colour(runs, **symbol), dash
 
 
+def named_style(names: Sequence[str]) -> tuple[alt.Color, alt.StrokeDash]:
+    """Returns colour and dash of techniques that differ by name alone."""
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+    dashes = [DASHES[(i + i // len(COLOURS)) % len(DASHES)] for i in range(len(names))]
+    legend = alt.Legend(
+        title="technique",
+        symbolOpacity=1,
+        symbolType="stroke",
+        symbolSize=700,
+        symbolStrokeWidth=2.5,
+    )
+    domain = list(names)
+    return (
+        alt.Color(
+            "label:N", scale=alt.Scale(domain=domain, range=colours), sort=domain, legend=legend
+        ),
+        alt.StrokeDash(
+            "label:N", scale=alt.Scale(domain=domain, range=dashes), sort=domain, legend=legend
+        ),
+    )
+
+
 def dimmed(chosen: alt.Parameter, opacity: float, otherwise: float) -> Any:
     """Returns an opacity that falls where another technique has been chosen in the legend."""
     return alt.condition(chosen, alt.value(opacity), alt.value(otherwise))

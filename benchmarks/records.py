@@ -42,6 +42,7 @@ class Record:
       compile_seconds: of the program, shared by `runs_in_program` runs.
       runs_in_program: the number of runs compiled together.
       environment: commit, versions, device and date.
+      target: the measure, the value and the direction that count as solved.
     """
 
     problem: str
@@ -58,6 +59,7 @@ class Record:
     compile_seconds: float
     runs_in_program: int
     environment: dict[str, Any]
+    target: dict[str, Any] | None = None
 
     @property
     def key(self) -> Key:

@@ -20,10 +20,14 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def cells(experiment: Experiment, runs: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """Returns the head and the rows of the experiment's table."""
     several = len({r.problem for r in runs}) > 1
-    head = (["problem"] if several else []) + ["technique", "rate"]
+    head = (["problem"] if several else []) + ["technique"]
+    head += ["rate"] if experiment.row_per_rate else []
+    grouped: dict[tuple, list[Record]] = {}
+    for key, group in records.groups(runs).items():
+        grouped.setdefault(key if experiment.row_per_rate else key[:2], []).extend(group)
     rows = []
-    for (problem, technique, rate), group in records.groups(runs).items():
-        row = ([problem] if several else []) + [technique, f"{rate:.3g}"]
+    for (problem, technique, *rate), group in grouped.items():
+        row = ([problem] if several else []) + [technique, *(f"{x:.3g}" for x in rate)]
         rows.append(row + [column.cell(group, list(runs)) for column in experiment.columns])
     return head + [column.title for column in experiment.columns], rows
 
@@ -87,7 +91,7 @@ def html(experiment: Experiment, runs: Sequence[Record], drawn: Sequence[Figure]
         num_steps=sorted({r.num_steps for r in runs}),
         seeds=len({r.seed for r in runs}),
         environment=runs[-1].environment,
-        library=vl_convert.javascript_bundle(None),
+        library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
     )
 
 

@@ -23,7 +23,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.problems.problem import Problem
-from benchmarks.techniques import NUM_MICROBATCHES, Technique
+from benchmarks.technique import NUM_MICROBATCHES, Technique
 
 MEMORY_LIMIT = 2 * 2**30
 
@@ -147,9 +147,10 @@ class Program:
         self.size = -(-size // self.mesh.size) * self.mesh.size
         rates = jax.ShapeDtypeStruct((self.size,), jnp.float32)
         keys = jax.eval_shape(_keys, jax.ShapeDtypeStruct((self.size,), jnp.uint32))
-        start = functools.partial(_start, problem, technique, num_steps)
+        params = jax.eval_shape(lambda keys: initial_params(problem, keys), keys)
+        begin = functools.partial(_begin, problem, technique, num_steps)
         step = functools.partial(_step, problem, technique, num_steps)
-        self.axes = _carry_axes(start, step, problem, rates, keys)
+        self.axes = _carry_axes(begin, step, problem, params, rates, keys)
         self.data = jax.device_put(problem.train, NamedSharding(self.mesh, PartitionSpec()))
 
         def advance(first, last, carry, rates, keys, data):
@@ -163,7 +164,6 @@ class Program:
         specs = _specs(self.axes)
         runs = PartitionSpec("runs")
         whole = PartitionSpec()
-        begin = functools.partial(_begin, problem, technique, num_steps)
         self.begin = jax.jit(
             jax.shard_map(
                 jax.vmap(begin, (0, 0), self.axes),
@@ -180,7 +180,7 @@ class Program:
             out_specs=specs,
             check_vma=False,
         )
-        carry = jax.eval_shape(jax.vmap(start, (0, 0), self.axes), rates, keys)
+        carry = jax.eval_shape(jax.vmap(begin, (0, 0), self.axes), rates, params)
         began = time.perf_counter()
         self.advance = (
             jax.jit(advance, donate_argnums=2).lower(0, 0, carry, rates, keys, self.data).compile()
@@ -250,11 +250,6 @@ def _compiled_init(init):
     return jax.jit(jax.vmap(lambda key: init(jax.random.fold_in(key, 0))))
 
 
-def _start(problem, technique, num_steps, rate, key):
-    params = problem.init(jax.random.fold_in(key, 0))
-    return _begin(problem, technique, num_steps, rate, params)
-
-
 def _begin(problem, technique, num_steps, rate, params):
     state = technique.make(rate, num_steps).init(params)
     return Carry(params, state, jnp.arange(problem.num_examples or 1))
@@ -295,6 +290,7 @@ def update(
         "grad": grad,
         "value_fn": value_fn,
         "grad_fn": lambda p, index: jax.grad(value_fn)(p),
+        "obj_fn": value_fn,
         "full_value_fn": lambda p: problem.loss(p, data),
         "microbatch_value_fn": microbatch_value_fn,
     }
@@ -319,7 +315,7 @@ def _keys(seeds):
     return jax.vmap(jax.random.key)(seeds)
 
 
-def _carry_axes(start, step, problem, rates, keys):
+def _carry_axes(begin, step, problem, params, rates, keys):
     """Finds the leaves of the carry that `jax.vmap` batches: 0 where it does and None elsewhere.
 
     A leaf that starts unbatched may be batched by a step, so steps are traced until nothing changes.
@@ -345,7 +341,7 @@ def _carry_axes(start, step, problem, rates, keys):
         batched = found[0] if found else [False] * len(jax.tree.leaves(carry))
         return carry, jax.tree.structure(carry), list(batched)
 
-    carry, structure, batched = batched_leaves(start, (0, 0), rates, keys)
+    carry, structure, batched = batched_leaves(begin, (0, 0), rates, params)
     while True:
         axes = jax.tree.unflatten(structure, [0 if b else None for b in batched])
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), carry)

@@ -26,7 +26,8 @@ from jax.core import Tracer
 
 from benchmarks import records, runner
 from benchmarks.problems.problem import Problem
-from benchmarks.techniques import COEFFICIENT, TECHNIQUES, Technique
+from benchmarks.technique import Technique
+from benchmarks.techniques import COEFFICIENT, TECHNIQUES
 
 WIDTHS = (784, 1024, 1024, 1024, 10)
 BATCH_SIZE = 512

@@ -41,6 +41,27 @@ class MLP(nnx.Module):
         return x
 
 
+class CNN(nnx.Module):
+    """Strided 3 by 3 convolutions of single-channel images, then a linear layer."""
+
+    def __init__(self, shape: tuple[int, int], channels: tuple[int, ...], rngs: nnx.Rngs):
+        pairs = itertools.pairwise((1, *channels))
+        self.convolutions = nnx.List(
+            [nnx.Conv(m, n, (3, 3), strides=2, rngs=rngs) for m, n in pairs]
+        )
+        height, width = shape
+        for _ in channels:
+            height, width = -(-height // 2), -(-width // 2)
+        self.linear = nnx.Linear(height * width * channels[-1], 10, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the logits of a batch."""
+        x = x[..., None]
+        for convolution in self.convolutions:
+            x = nnx.tanh(convolution(x))
+        return self.linear(x.reshape(x.shape[0], -1))
+
+
 def classification(
     name: str,
     model: Callable[[nnx.Rngs], nnx.Module],
@@ -88,19 +109,19 @@ def classification(
         test=test,
         batch_size=batch_size,
         measures={
-            "train_loss": lambda p, train, test: _mean(loss, p, _head(train)),
-            "test_loss": lambda p, train, test: _mean(loss, p, _head(test)),
-            "test_accuracy": lambda p, train, test: _mean(accuracy, p, _head(test)),
+            "train_loss": lambda p, train, test: mean_over(loss, p, _head(train)),
+            "test_loss": lambda p, train, test: mean_over(loss, p, _head(test)),
+            "test_accuracy": lambda p, train, test: mean_over(accuracy, p, _head(test)),
             **{
                 name: lambda p, train, test, norm=norm: norm(p, _head(train), test)
                 for name, norm in gradient_norms(loss, batch_size, microbatches).items()
             },
         },
         final_measures={
-            "train_loss": lambda p, train, test: _mean(loss, p, train),
-            "train_accuracy": lambda p, train, test: _mean(accuracy, p, train),
-            "test_loss": lambda p, train, test: _mean(loss, p, test),
-            "test_accuracy": lambda p, train, test: _mean(accuracy, p, test),
+            "train_loss": lambda p, train, test: mean_over(loss, p, train),
+            "train_accuracy": lambda p, train, test: mean_over(accuracy, p, train),
+            "test_loss": lambda p, train, test: mean_over(loss, p, test),
+            "test_accuracy": lambda p, train, test: mean_over(accuracy, p, test),
             **gradient_norms(loss, batch_size, microbatches),
             "noise_accuracy": noise_robustness(accuracy),
         },
@@ -149,7 +170,7 @@ def noise_robustness(accuracy: LossFn) -> Measure:
                 x * (1 + scale * jax.random.normal(k, x.shape, x.dtype))
                 for x, k in zip(leaves, keys, strict=True)
             ]
-            return _mean(accuracy, jax.tree.unflatten(structure, noisy), _head(test))
+            return mean_over(accuracy, jax.tree.unflatten(structure, noisy), _head(test))
 
         keys = jax.random.split(jax.random.key(_NOISE_SEED), NOISE_DRAWS)
         scales = jnp.repeat(jnp.asarray(NOISE_SCALES), NOISE_DRAWS)
@@ -163,7 +184,7 @@ def _head(data):
     return jax.tree.map(lambda x: x[:CURVE_EXAMPLES], data)
 
 
-def _mean(fn, params, data, size=CURVE_EXAMPLES):
+def mean_over(fn, params, data, size=CURVE_EXAMPLES):
     """Returns the mean of `fn(params, batch)` over all examples, a batch at a time."""
     n = len(jax.tree.leaves(data)[0])
     if n <= size:
@@ -183,7 +204,7 @@ def _batches(data, size):
 
 
 def _squared_slope(loss, params, data):
-    return _squared_norm(_mean(jax.grad(loss), params, data))
+    return _squared_norm(mean_over(jax.grad(loss), params, data))
 
 
 def _mean_squared_gradient(loss, params, data, size):

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks import runner, steps
 from benchmarks.problems.problem import Problem
-from benchmarks.techniques import TECHNIQUES, Technique
+from benchmarks.technique import Technique
+from benchmarks.techniques import TECHNIQUES
 
 _INPUTS = np.random.default_rng(0).normal(size=(23, 3))
 _TARGETS = np.random.default_rng(1).normal(size=23)
