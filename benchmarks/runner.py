@@ -30,6 +30,9 @@ MEMORY_LIMIT = 2 * 2**30
 # A run whose loss exceeds this multiple of its first has diverged, as one that is not finite has.
 DIVERGED = 1e3
 
+# Sets the draws of curvature batches apart from those of the epochs' orders.
+_CURVATURE_STREAM = 2**31 - 1
+
 
 class Carry(NamedTuple):
     """What one run hands from step to step."""
@@ -259,7 +262,14 @@ def _step(problem, technique, num_steps, count, carry, rate, key, data):
     batch, order = _batch(problem, technique, count, carry.order, key, data)
     optimizer = technique.make(rate, num_steps)
     params, state = update(
-        problem, technique, optimizer, carry.params, carry.state, batch, data=data
+        problem,
+        technique,
+        optimizer,
+        carry.params,
+        carry.state,
+        batch,
+        data=data,
+        key=jax.random.fold_in(jax.random.fold_in(key, _CURVATURE_STREAM), count),
     )
     return Carry(params, state, order)
 
@@ -273,8 +283,13 @@ def update(
     batch: Any,
     *,
     data: Any = None,
+    key: chex.PRNGKey | None = None,
 ) -> tuple[Any, Any]:
-    """Takes one step: the gradient, the extra arguments that the technique asks for, the update."""
+    """Takes one step: the gradient, the extra arguments that the technique asks for, the update.
+
+    The curvature batch is drawn inside its loss, so that a technique that seldom asks seldom draws. The overlap is the
+    first part of the batch: for a pair it counts that both of its gradients are taken on the same examples.
+    """
 
     def value_fn(p):
         return problem.loss(p, batch)
@@ -283,6 +298,20 @@ def update(
         size = len(jax.tree.leaves(batch)[0]) // NUM_MICROBATCHES
         part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size), batch)
         return problem.loss(p, part)
+
+    def curvature_value_fn(p):
+        size = problem.curvature_batch_size
+        if size is None or data is None:
+            return value_fn(p)
+        drawn = jax.random.key(0) if key is None else key
+        chosen = jax.random.choice(drawn, problem.num_examples, (size,), replace=False)
+        return problem.loss(p, jax.tree.map(lambda x: x[chosen], data))
+
+    def overlap_value_fn(p):
+        if batch is None:
+            return value_fn(p)
+        size = max(1, round(problem.overlap * len(jax.tree.leaves(batch)[0])))
+        return problem.loss(p, jax.tree.map(lambda x: x[:size], batch))
 
     value, grad = jax.value_and_grad(value_fn)(params)
     offered = {
@@ -293,6 +322,8 @@ def update(
         "obj_fn": value_fn,
         "full_value_fn": lambda p: problem.loss(p, data),
         "microbatch_value_fn": microbatch_value_fn,
+        "curvature_value_fn": curvature_value_fn,
+        "overlap_value_fn": overlap_value_fn,
     }
     extra = {name: offered[name] for name in technique.extra_arguments}
     optimizer = optax.with_extra_args_support(optimizer)

@@ -170,7 +170,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.hold_igr, HOLD, VALUE),
     Entry(igr.extrapolated_gradient_penalty, MU, place=wrapper, eval_params=igr.extrapolation_eval_params, **DELAYED),
     Entry(igr.scale_by_newton_cg, {}, VALUE, **NEWTON),
-    Entry(igr.scale_by_newton_cg, {"curvature": "gauss_newton"}, OUTPUTS, variant="gauss_newton", **NEWTON),
+    Entry(igr.scale_by_newton_cg, {"curvature": "gauss_newton", "damping": 1.0}, OUTPUTS, variant="gauss_newton", **NEWTON),
     Entry(igr.newton_cg, {"learning_rate": 0.1}, VALUE, place=alias, **NEWTON),
     Entry(igr.scale_by_stochastic_lbfgs, PAIRS, CURVATURE, **STOCHASTIC),
     Entry(igr.scale_by_stochastic_lbfgs, {**POWELL, "pair_interval": 1}, CURVATURE, variant="powell", **STOCHASTIC),

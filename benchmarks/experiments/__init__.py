@@ -15,7 +15,7 @@ table, the PNGs and the report come with it. There is no training loop to write.
 """
 
 from benchmarks.experiment import Experiment
-from benchmarks.experiments import layerwise, learning_rate, optimizers, penalties
+from benchmarks.experiments import curvature, layerwise, learning_rate, optimizers, penalties
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -24,5 +24,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         optimizers.EXPERIMENT,
         learning_rate.EXPERIMENT,
         layerwise.EXPERIMENT,
+        curvature.EXPERIMENT,
     )
 }
