@@ -72,7 +72,9 @@ def html(experiment: Experiment, runs: Sequence[Record], drawn: Sequence[Figure]
     """Renders the report: the headline, the figures, the table, and how to repeat it."""
     head, rows = cells(experiment, runs)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("report.html").render(
         experiment=experiment,
@@ -92,11 +94,12 @@ def html(experiment: Experiment, runs: Sequence[Record], drawn: Sequence[Figure]
 def mean_column(title: str, about: str, name: str, spec: str) -> Column:
     """Makes a column of the mean of a final measure over the seeds."""
     return Column(
-        title, about, lambda group, runs: format(statistics.fmean(r.final[name] for r in group), spec)
+        title,
+        about,
+        lambda group, runs: format(statistics.fmean(r.final[name] for r in group), spec),
     )
 
 
 def _script_json(specification):
     # `</script>` inside a string would end the script that holds it.
     return json.dumps(specification).replace("</", "<\\/")
-

@@ -182,9 +182,7 @@ class Program:
         carry = jax.eval_shape(jax.vmap(start, (0, 0), self.axes), rates, keys)
         began = time.perf_counter()
         self.advance = (
-            jax.jit(advance, donate_argnums=2)
-            .lower(0, 0, carry, rates, keys, self.data)
-            .compile()
+            jax.jit(advance, donate_argnums=2).lower(0, 0, carry, rates, keys, self.data).compile()
         )
         self.compile_seconds = time.perf_counter() - began
         memory = self.advance.memory_analysis()
@@ -287,9 +285,7 @@ def update(
 
     def microbatch_value_fn(p, index):
         size = len(jax.tree.leaves(batch)[0]) // NUM_MICROBATCHES
-        part = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size), batch
-        )
+        part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size), batch)
         return problem.loss(p, part)
 
     value, grad = jax.value_and_grad(value_fn)(params)
@@ -314,9 +310,7 @@ def _batch(problem, technique, count, order, key, data):
     epoch, position = count // problem.steps_per_epoch, count % problem.steps_per_epoch
     shuffled = functools.partial(jax.random.permutation, jax.random.fold_in(key, epoch + 1))
     order = jax.lax.cond(position == 0, lambda o: shuffled(len(o)), lambda o: o, order)
-    chosen = jax.lax.dynamic_slice_in_dim(
-        order, position * problem.batch_size, problem.batch_size
-    )
+    chosen = jax.lax.dynamic_slice_in_dim(order, position * problem.batch_size, problem.batch_size)
     return jax.tree.map(lambda x: x[chosen], data), order
 
 

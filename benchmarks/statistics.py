@@ -105,9 +105,7 @@ def steps_to_target(
     return float(steps[i - 1] + fraction * (steps[i] - steps[i - 1]))
 
 
-def value_at(
-    x: Sequence[float], y: Sequence[float], level: float
-) -> float:
+def value_at(x: Sequence[float], y: Sequence[float], level: float) -> float:
     """Returns y where x first falls to `level`, interpolated in the logarithms; NaN where it never does.
 
     Compares two paths at the same loss: x is the loss and y what is compared.

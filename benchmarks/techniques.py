@@ -46,8 +46,8 @@ class Technique:
     make: Factory
     learning_rates: Sequence[float]
     about: str
-    eval_params: Callable[[optax.OptState, chex.ArrayTree], chex.ArrayTree] = (
-        lambda state, params: params
+    eval_params: Callable[[optax.OptState, chex.ArrayTree], chex.ArrayTree] = lambda state, params: (
+        params
     )
     extra_arguments: Sequence[str] = BASIC
 

@@ -56,12 +56,8 @@ def headline(runs: list[Record]) -> str:
     implicit = ""
     if large:
         other = at_common_loss(large, runs, "squared_norm_batch")
-        log_ratio = statistics.fmean(
-            math.log(a / b) for a, b in zip(other, norms[1], strict=True)
-        )
-        implicit = (
-            f" (the large rate {LARGE_RATE:g}, with no penalty: {100 * (math.exp(log_ratio) - 1):+.0f} %)"
-        )
+        log_ratio = statistics.fmean(math.log(a / b) for a, b in zip(other, norms[1], strict=True))
+        implicit = f" (the large rate {LARGE_RATE:g}, with no penalty: {100 * (math.exp(log_ratio) - 1):+.0f} %)"
     return (
         f"At the same training loss ({common_loss(runs):.3g}) the penalty changes the mean squared "
         f"gradient of a batch by {change:+.0f} % [{low:+.0f}, {high:+.0f}]{implicit}. Test accuracy at "
@@ -188,7 +184,10 @@ EXPERIMENT = Experiment(
         mean_column("train loss", "at the end, mean over the seeds", "train_loss", ".2e"),
         mean_column("test loss", "at the end, mean over the seeds", "test_loss", ".4f"),
         mean_column(
-            "R_IG", "‖∇L‖² / m on the whole training set, at the end", "mean_squared_gradient", ".1e"
+            "R_IG",
+            "‖∇L‖² / m on the whole training set, at the end",
+            "mean_squared_gradient",
+            ".1e",
         ),
         mean_column("slope", "‖∇L‖ on the whole training set, at the end", "slope", ".1e"),
         Column(

@@ -139,5 +139,5 @@ def drift_measures(
     is_zero = squared_norm == 0
     divisor = jnp.where(is_zero, 1, squared_norm)
     relative_drift = jnp.where(is_zero, 0, drift_norm / jnp.sqrt(divisor))
-    scaled_curvature = trees.inner_product(earlier, difference) / (num_steps * divisor)
+    scaled_curvature = jnp.divide(trees.inner_product(earlier, difference), num_steps * divisor)
     return drift_norm, relative_drift, scaled_curvature
