@@ -111,7 +111,7 @@ def _steps(transform, learning_rate, num_steps, shown):
     """The path of an Optax transform at the step numbers `shown`."""
     start = jnp.array(START)
 
-    def step(carry, _):
+    def step(carry: Any, _: None) -> Any:
         params, state = carry
         gradient = jax.grad(two_weights)(params)
         updates, state = transform.update(gradient, state, params, value_fn=two_weights)
@@ -185,10 +185,7 @@ def _local_errors(value_fn, start, step_sizes, order):
         start,
         step_sizes,
     )
-    curve = {
-        "step_size": [float(h) for h in result.step_sizes],
-        "error": [float(e) for e in result.errors],
-    }
+    curve = {"step_size": result.step_sizes.tolist(), "error": result.errors.tolist()}
     final = {"measure": "slope", "value": float(result.slope), "theory": order + 2}
     return curve, final
 
@@ -381,8 +378,8 @@ EXPERIMENT = Experiment(
     question="Which continuous path does an optimizer follow?",
     about="Gradient descent does not follow gradient flow. It follows a modified flow, a series in the learning rate "
     "that backward error analysis gives to any order: the steps leave the flow of order n by an error that falls with "
-    "the power n + 2 of the learning rate in one step, and n + 1 over a fixed time. Momentum and Adam have flows of their "
-    "own. Everything is computed in float64; the integrator's own error is measured, at a second tolerance.",
+    "the power n + 2 of the learning rate in one step, and n + 1 over a fixed time. Momentum and Adam have flows of "
+    "their own. Everything is computed in float64; the integrator's own error is measured, at a second tolerance.",
     problems=lambda data_dir: [],
     entries=[],
     columns=[
