@@ -121,16 +121,9 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.add_gradient_penalty, {"coefficient": 1e-2}, VALUE),
     Entry(igr.add_gradient_penalty, {"coefficient": 1e-2, **PLAIN}, VALUE, variant="plain"),
     Entry(igr.add_gradient_penalty, {"coefficient": 1e-2, **FORWARD}, VALUE, variant="difference"),
-    Entry(
-        igr.add_microbatch_gradient_penalty, MICRO, MICRO_VALUE, static_args=("num_microbatches",)
-    ),
+    Entry(igr.add_microbatch_gradient_penalty, MICRO, MICRO_VALUE, static_args=("num_microbatches",)),
     Entry(igr.add_igr, {"step_size": 1e-2}, VALUE),
     Entry(igr.cancel_igr, {"learning_rate": 1e-2, "safeguard": True}, VALUE),
     Entry(igr.hold_igr, {"reference_learning_rate": 2e-2, "learning_rate": 1e-2}, VALUE),
-    Entry(
-        igr.extrapolated_gradient_penalty,
-        {"coefficient": 1e-3},
-        place=wrapper,
-        eval_params=igr.extrapolation_eval_params,
-    ),
+    Entry(igr.extrapolated_gradient_penalty, {"coefficient": 1e-3}, place=wrapper, eval_params=igr.extrapolation_eval_params),
 )

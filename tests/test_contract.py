@@ -185,7 +185,9 @@ def test_schedules_are_evaluated_at_the_number_of_updates_so_far(entry):
     problem = problems.coupled(params)
 
     scheduled = entry.optimizer(**schedules)
-    by_schedule, _ = train(jax.jit(training_step(entry, scheduled, problem)), scheduled, params, 3)
+    by_schedule, _ = train(
+        jax.jit(training_step(entry, scheduled, problem)), scheduled, params, 3
+    )
 
     @jax.jit
     def step(params, state, numbers):

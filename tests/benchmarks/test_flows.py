@@ -71,4 +71,4 @@ def test_a_second_run_measures_nothing_and_every_figure_is_drawn(tmp_path, monke
 def test_level_sets_are_level():
     for row in flow_charts._level_sets(flow_charts.OVERVIEW)[::50]:
         loss = (0.6 - row["a"] * row["b"]) ** 2 / 2
-        assert min(abs(loss / level - 1) for level in flow_charts.LEVELS) < 0.03
+        assert min(abs(loss / level - 1) for level in flow_charts.LEVELS) < 0.1
