@@ -17,7 +17,7 @@ from benchmarks import data as data_
 from benchmarks import experiment as experiments_
 from benchmarks import problems as problems_
 from benchmarks import sweep_speed as sweep_speed_
-from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import EXPERIMENTS, flows
 from benchmarks.problems import PROBLEMS
 from benchmarks.techniques import TECHNIQUES, named
 
@@ -151,6 +151,10 @@ def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps,
             num_steps=num_steps,
             progress=advance,
         )
+    _show(experiment, runs, folder)
+
+
+def _show(experiment, runs, folder):
     _print_table(experiment.question, *report.cells(experiment, runs))
     console.print(experiment.headline(runs), highlight=False)
     path = report.write(experiment, runs, folder)
@@ -174,6 +178,14 @@ def _command(name):
 
 for _name, _experiment in EXPERIMENTS.items():
     app.command(_name, help=_experiment.question)(_command(_name))
+
+
+@app.command("flows", help=flows.EXPERIMENT.question)
+def flow_figures(out: Out = None) -> None:
+    folder = out or _new_folder("flows")
+    with _progress() as advance, _readable_errors():
+        runs = flows.run(folder / "records.jsonl", progress=advance)
+    _show(flows.EXPERIMENT, runs, folder)
 
 
 @app.command("steps", help="What a step costs beside a plain gradient step.")

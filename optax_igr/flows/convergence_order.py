@@ -35,9 +35,9 @@ class ConvergenceOrder(NamedTuple):
       slope: the least-squares slope of `log(errors)` against `log(step_sizes)`.
     """
 
-    step_sizes: chex.Array
-    errors: chex.Array
-    slope: chex.Array
+    step_sizes: jax.Array
+    errors: jax.Array
+    slope: jax.Array
 
 
 def convergence_order(
@@ -154,6 +154,6 @@ def _distance(x: chex.ArrayTree, y: chex.ArrayTree) -> jax.Array:
     return jnp.sqrt(trees.squared_norm(trees.subtract(x, y)))
 
 
-def _slope(x: chex.Array, y: chex.Array) -> chex.Array:
+def _slope(x: jax.Array, y: jax.Array) -> jax.Array:
     x, y = x - jnp.mean(x), y - jnp.mean(y)
     return jnp.sum(x * y) / jnp.sum(x * x)

@@ -93,6 +93,13 @@ def integrate(
 def _solve(velocity, start, times, duration, rtol, atol, max_steps):
     diffrax = _diffrax()
     duration = jnp.asarray(duration, times.dtype)
+    controller = diffrax.PIDController(
+        rtol=rtol,
+        atol=atol,
+        # Towards a singularity the steps shrink until they no longer move the clock.
+        dtmin=10 * jnp.finfo(times.dtype).eps * jnp.abs(duration),
+        force_dtmin=False,
+    )
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda time, point, args: velocity(point)),
         diffrax.Dopri8(),
@@ -103,13 +110,8 @@ def _solve(velocity, start, times, duration, rtol, atol, max_steps):
         saveat=diffrax.SaveAt(
             subs=(diffrax.SubSaveAt(ts=times), diffrax.SubSaveAt(t1=True)),
         ),
-        stepsize_controller=diffrax.PIDController(
-            rtol=rtol,
-            atol=atol,
-            # Towards a singularity the steps shrink until they no longer move the clock.
-            dtmin=jnp.abs(duration) * jnp.finfo(times.dtype).eps,
-            force_dtmin=False,
-        ),
+        # A step ends at every saved time: the interpolation in between is less accurate.
+        stepsize_controller=diffrax.ClipStepSizeController(controller, step_ts=times),
         max_steps=max_steps,
         throw=False,
     )

@@ -35,9 +35,10 @@ def test_tolerance_is_kept():
 
 def test_saved_times_have_a_leading_axis():
     times = jnp.array([0.0, 0.7, 0.71, 3.0])
-    path = flows.integrate(rotation, START, 3.0, save_at=times, rtol=1e-10, atol=1e-10)
+    path = flows.integrate(rotation, START, 3.0, save_at=times, rtol=1e-12, atol=1e-12)
     expected = [turned(t)["x"] for t in times]
-    np.testing.assert_allclose(path["x"], expected, atol=1e-8)
+    # An interpolation between long steps would be wrong by 1e-9.
+    np.testing.assert_allclose(path["x"], expected, atol=1e-11)
 
 
 def test_backwards_returns_to_the_start():
@@ -79,8 +80,9 @@ def test_bfloat16_path_is_not_quantised_on_the_way():
 
 def test_blow_up_is_reported_with_its_time():
     """ẋ = x² from 1 is infinite at time 1."""
-    with pytest.raises(FloatingPointError, match="leaves the finite numbers at time 1 of 2"):
-        flows.integrate(lambda x: x**2, jnp.array(1.0), 2.0)
+    for save_at in (None, jnp.array([0.5, 2.0])):
+        with pytest.raises(FloatingPointError, match="leaves the finite numbers at time 1 of 2"):
+            flows.integrate(lambda x: x**2, jnp.array(1.0), 2.0, save_at=save_at)
 
 
 def test_stiff_field_stops_at_its_limit():
