@@ -33,14 +33,28 @@ def check_scalar_or_schedule(
 
     A traced number (`optax.inject_hyperparams` makes one of every number) has no value to compare.
     """
-    if callable(value):
-        return
+    if not callable(value):
+        bounds = {"at_least": at_least, "above": above, "below": below}
+        check_scalar(transform, name, value, **bounds, expected="a real number or a schedule")
+
+
+def check_scalar(
+    transform: str,
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    expected: str = "a real number",
+) -> None:
+    """Raises a `ValueError` that names the argument unless it is a number in range."""
     bounds = [
         f"{sign} {bound}"
         for sign, bound in ((">=", at_least), (">", above), ("<", below))
         if bound is not None
     ]
-    expected = " and ".join(["a real number or a schedule", *bounds])
+    expected = " and ".join([expected, *bounds])
     error = ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
     if not _is_real_scalar(value):
         raise error
@@ -60,16 +74,22 @@ def check_scalar_or_schedule(
 
 def check_positive_integer(transform: str, name: str, value: Any) -> None:
     """Raises a `ValueError` that names the argument unless it is a Python integer above zero."""
+    check_integer(transform, name, value, at_least=1)
+
+
+def check_integer(transform: str, name: str, value: Any, *, at_least: int) -> None:
+    """Raises a `ValueError` that names the argument unless it is a Python integer in range."""
     if isinstance(value, jax.Array):
         raise ValueError(
             f"{transform}: `{name}` must be a Python integer, got an array. Under "
             f"`optax.inject_hyperparams` name it in `static_args`."
         )
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{transform}: `{name}` must be a positive integer, got {value!r}.")
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < at_least:
+        expected = "a positive integer" if at_least == 1 else f"an integer >= {at_least}"
+        raise ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
 
 
-def check_choice(transform: str, name: str, value: Any, choices: Sequence[str]) -> None:
+def check_choice(transform: str, name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raises a `ValueError` that names the argument and lists the choices."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
