@@ -1,6 +1,6 @@
 """Gradient transformations for JAX and Optax: what is minimised, in which geometry, and how far.
 
-The rooms: `penalties`.
+The rooms: `penalties`, `geometry`.
 """
 
 import importlib.metadata
@@ -9,6 +9,14 @@ from optax_igr._core.operators import conv_operator as conv_operator
 from optax_igr._core.operators import matrix_operator as matrix_operator
 from optax_igr._core.value_functions import fill_masked as fill_masked
 from optax_igr._core.value_functions import microbatched as microbatched
+from optax_igr.geometry import eg_plus_minus as eg_plus_minus
+from optax_igr.geometry import exponentiate as exponentiate
+from optax_igr.geometry import exponentiate_hypentropy as exponentiate_hypentropy
+from optax_igr.geometry import exponentiate_signed as exponentiate_signed
+from optax_igr.geometry import exponentiate_simplex as exponentiate_simplex
+from optax_igr.geometry import exponentiated_gradient as exponentiated_gradient
+from optax_igr.geometry import keep_params_in as keep_params_in
+from optax_igr.geometry import projection_simplex_kl as projection_simplex_kl
 from optax_igr.penalties import add_gradient_penalty as add_gradient_penalty
 from optax_igr.penalties import add_igr as add_igr
 from optax_igr.penalties import add_microbatch_gradient_penalty as add_microbatch_gradient_penalty

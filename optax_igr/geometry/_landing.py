@@ -1,0 +1,150 @@
+r"""What an additive update must be for `params + update`, as it rounds, to land where it should.
+
+`optax.apply_updates` adds in the parameter's dtype. Three things go wrong there for a weight that must
+stay positive: :math:`e^u - 1` rounds to -1 and the weight dies; :math:`e^u` overflows and the weight
+becomes infinite, then NaN at its next step down; and a sum of rounded weights is not the rounded sum.
+
+An update :math:`u` near :math:`-w` has the spacing of :math:`w`, so from :math:`w` the smallest positive
+weight within reach is about :math:`\epsilon w`: one step divides a weight by at most :math:`1/\epsilon`,
+and the step after it carries on.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_igr._core.hyperparameters import Scalar
+from optax_igr.geometry._domain import Axis
+
+# log 2 in two parts, the first of which times a small integer is exact in float32.
+_LOG_TWO = (0.693145751953125, 1.428606765330187e-06)
+_TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0)
+
+
+def expm1(x: jax.Array) -> jax.Array:
+    r"""Returns :math:`e^x - 1` without cancellation, for x clipped to what its dtype can hold.
+
+    In float32 it is :math:`2^k (e^r - 1) + (2^k - 1)` with :math:`x = k \log 2 + r`: `jnp.expm1` costs twice as much
+    on CPU, which would make the whole step slower than Adam.
+    """
+    if x.dtype != jnp.float32:
+        return jnp.expm1(x)
+    x = bounded(x, -87.0, 88.0)
+    k = jnp.round(x / math.log(2))
+    r = x - k * _LOG_TWO[0] - k * _LOG_TWO[1]
+    series = _TAYLOR[0] * r + _TAYLOR[1]
+    for coefficient in _TAYLOR[2:]:
+        series = series * r + coefficient
+    power = jax.lax.bitcast_convert_type((k.astype(jnp.int32) + 127) << 23, jnp.float32)
+    return power * (series * r) + (power - 1)
+
+
+def bounded(x: jax.Array, lowest: Any, highest: Any) -> jax.Array:
+    """Returns `jnp.clip(x, lowest, highest)` by selections, in the dtype of `x`.
+
+    They are cheaper than a minimum that passes NaN on; and XLA computes a `clip` that both the new state and the
+    update need twice, with a copy of the donated state.
+    """
+    lowest, highest = (jnp.asarray(bound, x.dtype) for bound in (lowest, highest))
+    x = jnp.where(x < lowest, lowest, x)
+    return jnp.where(x > highest, highest, x)
+
+
+def smallest(dtype: Any) -> float:
+    """Returns the smallest positive weight that is kept: one that no device flushes to zero, nor its rounding."""
+    info = jnp.finfo(dtype)
+    # Arithmetic in float16 happens in float32, where its subnormal numbers are normal.
+    return 2 * float(info.smallest_subnormal if dtype == jnp.float16 else info.tiny)
+
+
+def largest(dtype: Any) -> float:
+    """Returns the weight at which an overflow saturates; half the limit, so that no sum rounds up to inf."""
+    return float(jnp.finfo(dtype).max) / 2
+
+
+def representable_log(log_weight: jax.Array, dtype: Any, floor: Scalar = 0.0) -> jax.Array:
+    """Keeps the logarithm of a weight where the weight in `dtype` is positive, finite and above `floor`."""
+    lowest = jnp.log(jnp.maximum(jnp.asarray(floor, log_weight.dtype), smallest(dtype)))
+    return bounded(log_weight, lowest, math.log(largest(dtype)))
+
+
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """Casts to `dtype`, and means it.
+
+    XLA may drop the rounding of a value that it widens again within one program, and a sum of weights
+    that counts on it would be wrong.
+    """
+    if dtype == jnp.bfloat16:
+        info = jnp.finfo(dtype)
+        x = jax.lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=info.nmant)
+    return x.astype(dtype)
+
+
+def reach(weight: jax.Array, dtype: Any) -> jax.Array:
+    """Returns how far an update in `dtype` may lower a wide `weight` that is to stay positive."""
+    return weight * (1 - float(jnp.finfo(dtype).eps)) - jnp.minimum(weight, smallest(dtype))
+
+
+def land(weight: jax.Array, step: jax.Array, floor: Scalar = 0.0) -> jax.Array:
+    """Returns `step` as an update in the dtype of `weight` that keeps it positive, finite and above `floor`.
+
+    Args:
+      weight: non-negative, in the parameter's dtype; a zero stays zero unless `floor` is positive.
+      step: the change of the weight, in float32 or wider.
+      floor: the smallest weight allowed.
+    """
+    dtype = weight.dtype
+    weight = weight.astype(step.dtype)
+    step = bounded(step, -reach(weight, dtype), largest(dtype) - weight)
+    if isinstance(floor, float) and floor == 0:
+        return rounded(step, dtype)
+    update = rounded(jnp.maximum(step, floor - weight), dtype)
+    # The difference `floor - weight` may have rounded down: one unit in its last place more.
+    wide = update.astype(step.dtype)
+    unit = jnp.maximum(jnp.abs(wide) * float(jnp.finfo(dtype).eps), smallest(dtype))
+    higher = rounded(wide + unit, dtype)
+    return jnp.where(weight + wide < floor, higher, update)
+
+
+def land_at(param: jax.Array, target: jax.Array) -> jax.Array:
+    """Returns the update in the dtype of `param` whose addition gives `target` in that dtype.
+
+    Where the target is less than half of the parameter, only multiples of the parameter's own unit in the
+    last place are within reach, and the nearest of them is taken.
+    """
+    target = rounded(target, param.dtype).astype(target.dtype)
+    return rounded(target - param.astype(target.dtype), param.dtype)
+
+
+def land_on_simplex(param: jax.Array, target: jax.Array, *, axis: Axis, total: Scalar) -> jax.Array:
+    """Returns the update to `target` that keeps every weight positive and, as it rounds, their sum `total`.
+
+    Rounding to nearest leaves the sum of any number of weights within half a unit in the last place of `total`; that
+    much is kept unless a step more than doubles the largest weight. In bfloat16 more would come on top: a weight that falls below half of itself lands on its old spacing, one that falls
+    further stays at the edge of its reach, and one that more than doubles may meet a tie twice. Where they all land
+    is known before the addition: the weights that do not fall take up what those that do leave, and the largest what
+    is left after rounding.
+    """
+    dtype, wide = param.dtype, param.astype(target.dtype)
+    if dtype == target.dtype:
+        return land(param, target - wide)
+
+    def landed(target: jax.Array) -> jax.Array:
+        return rounded(wide + land_at(param, target).astype(wide.dtype), dtype).astype(wide.dtype)
+
+    # Compared so that a target which underflows falls too.
+    falls = 2 * target < wide
+    edge = landed(jnp.maximum(target, wide - reach(wide, dtype)))
+    fallen = jnp.sum(jnp.where(falls, edge, 0), axis, keepdims=True)
+    others = jnp.sum(jnp.where(falls, 0, target), axis, keepdims=True)
+    factor = (total - fallen) / jnp.where(others > 0, others, 1)
+    lowest = jnp.minimum(wide, smallest(dtype))
+    target = landed(jnp.where(falls, edge, jnp.maximum(target * factor, lowest)))
+
+    rest = total - jnp.sum(target, axis, keepdims=True)
+    largest_weight = jnp.max(target, axis, keepdims=True)
+    takes = (target == largest_weight) & (jnp.abs(rest) < largest_weight / 4)
+    num_taking = jnp.maximum(jnp.sum(takes, axis, keepdims=True), 1)
+    return land_at(param, jnp.where(takes, target + rest / num_taking, target))

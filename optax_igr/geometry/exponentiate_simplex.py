@@ -1,0 +1,193 @@
+r"""Exponentiated gradient on the simplex, as the last link of any chain.
+
+.. math:: w_i \leftarrow U\,\frac{w_i\,e^{u_i}}{\sum_j w_j\,e^{u_j}}
+
+where :math:`u` is the additive update that the chain would have made, and the sum runs along an axis. With
+:math:`u = -\eta g` it is EG, the Hedge algorithm for a linear loss: the step minimises
+:math:`\eta \langle g, w' \rangle + \mathrm{KL}(w' | w)` over the simplex of sum :math:`U`. For N experts, losses in
+[0, 1] and :math:`\eta = \sqrt{8 \ln N / T}` its regret after T steps is at most :math:`\sqrt{T \ln N / 2}`.
+
+References:
+  Kivinen, Warmuth, `Exponentiated Gradient versus Gradient Descent for Linear Predictors
+  <https://doi.org/10.1006/inco.1996.2612>`_, 1997
+  Freund, Schapire, `A Decision-Theoretic Generalization of On-Line Learning and an Application to Boosting
+  <https://doi.org/10.1006/jcss.1997.1504>`_, 1997
+  Cesa-Bianchi et al, `Mirror Descent Meets Fixed Share (and feels no regret)
+  <https://arxiv.org/abs/1202.3323>`_, 2012
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optax_igr._core import extra_args, hyperparameters, trees
+from optax_igr._core.hyperparameters import Scalar
+from optax_igr.geometry import _domain, _landing
+from optax_igr.geometry.exponentiate import initial_log_weights
+
+# Weights are scaled by this within a sum, so that what underflows there is nothing beside the largest term, even where
+# that belongs to the smallest weight. A power of two, which rounds nothing.
+_SCALE = 2.0**40
+
+
+class ExponentiateSimplexState(NamedTuple):
+    """The number of updates, and the logarithms of the weights in float32 or wider where they are kept."""
+
+    count: ArrayLike
+    log_weights: Any
+
+
+def simplex_weights(
+    weight: jax.Array, exponent: jax.Array, *, axis: _domain.Axis = -1, total: Scalar = 1.0
+) -> jax.Array:
+    r"""Returns :math:`U\,w_i e^{u_i} / \sum_j w_j e^{u_j}` for float32 or wider arrays.
+
+    Where an exponent of a group is NaN or infinite, the group stays as it is.
+    """
+    terms, sums = scaled_terms(weight, exponent - jnp.max(exponent, axis, keepdims=True), axis)
+    return jnp.where(has_moved(sums), total * terms / sums, weight)
+
+
+def simplex_log_weights(
+    log_weight: jax.Array, exponent: jax.Array, *, axis: _domain.Axis = -1, total: Scalar = 1.0
+) -> jax.Array:
+    r"""Returns the logarithms of the same weights, :math:`\log w + u - c`."""
+    shifted = exponent - jnp.max(exponent, axis, keepdims=True)
+    _, sums = scaled_terms(jnp.exp(log_weight), shifted, axis)
+    return log_weight + jnp.where(has_moved(sums), shifted - log_normaliser(sums, total), 0)
+
+
+def scaled_terms(
+    weight: jax.Array, exponent: jax.Array, axis: _domain.Axis
+) -> tuple[jax.Array, jax.Array]:
+    r"""Returns :math:`w e^u` for exponents of at most zero and its sum, both on one scale."""
+    # In two factors, as the weight times the exponential may be a normal number where the exponential is none.
+    root = jnp.exp(exponent / 2)
+    terms = (weight * _SCALE * root) * root
+    return terms, jnp.sum(terms, axis, keepdims=True)
+
+
+def has_moved(sums: jax.Array) -> jax.Array:
+    """Says whether a group has weights to normalise and no exponent that is NaN or infinite."""
+    return jnp.isfinite(sums) & (sums > 0)
+
+
+def log_normaliser(sums: jax.Array, total: Scalar) -> jax.Array:
+    r"""Returns :math:`c = \log(\sum_j w_j e^{u_j} / U)`."""
+    return jnp.log(sums / _SCALE / total)
+
+
+def mixed(weight: jax.Array, share: Scalar, *, axis: _domain.Axis, total: Scalar) -> jax.Array:
+    r"""Returns :math:`(1 - \alpha) w + \alpha U / N`."""
+    return weight + share * (total / _domain.group_size(weight, axis) - weight)
+
+
+def exponentiate_simplex(
+    *,
+    axis: _domain.Axis = -1,
+    total: float = 1.0,
+    fixed_share: optax.ScalarOrSchedule = 0.0,
+    log_state: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Turns the additive update of a chain into a step of exponentiated gradient on the simplex along `axis`.
+
+    .. math::
+      w \leftarrow (1 - \alpha)\,U\,\frac{w \odot e^{u}}{\sum_j w_j e^{u_j}} + \alpha\,\frac{U}{N}
+
+    It comes last in the chain. Each step normalises, so the sum does not drift. Adding a constant to :math:`u` along
+    the axis changes nothing; a decay that is the same for all weights is no decay here, and `weight_decay * w` in the
+    additive update pulls towards the uniform weights.
+
+    Args:
+      axis: the axis or axes along which the weights sum to `total`; None is all axes of a leaf.
+      total: U, the sum of the weights.
+      fixed_share: :math:`\alpha` in [0, 1), a number or a schedule. Every weight stays above :math:`\alpha U / N`,
+        so that none is lost for a later time when it is the best (Cesa-Bianchi et al).
+      log_state: keep :math:`\log w` in float32 in the state, as in :func:`exponentiate`.
+
+    Returns:
+      A transform whose `update` needs `params`. Where an incoming update is not finite, its group of weights along
+      `axis` does not move.
+
+    Raises:
+      ValueError: for a bad argument; in `init`, for a leaf without the axis and, where the values are known (not under
+        `jax.jit`), for one with a negative weight or a sum other than `total`.
+
+    .. note::
+      Inside `optax.inject_hyperparams`, name `axis` in `static_args`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_igr
+      >>> losses = jnp.array([1.0, 0.0, 2.0])
+      >>> optimizer = optax.chain(optax.scale_by_learning_rate(1.0), optax_igr.exponentiate_simplex())
+      >>> params = jnp.ones(3) / 3
+      >>> state = optimizer.init(params)
+      >>> for _ in range(4):
+      ...     updates, state = optimizer.update(losses, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     print(f"{losses @ params:.2E}")
+      4.25E-01
+      1.49E-01
+      5.20E-02
+      1.86E-02
+
+    References:
+      Kivinen, Warmuth, `Exponentiated Gradient versus Gradient Descent for Linear Predictors
+      <https://doi.org/10.1006/inco.1996.2612>`_, 1997
+      Cesa-Bianchi et al, `Mirror Descent Meets Fixed Share (and feels no regret)
+      <https://arxiv.org/abs/1202.3323>`_, 2012
+    """
+    axis = _domain.check_axis("exponentiate_simplex", axis)
+    _domain.check_constant("exponentiate_simplex", "total", total, above=0)
+    hyperparameters.check_scalar_or_schedule(
+        "exponentiate_simplex", "fixed_share", fixed_share, at_least=0, below=1
+    )
+    shares = callable(fixed_share) or not (isinstance(fixed_share, float) and fixed_share == 0)
+
+    def complaint(weight: jax.Array) -> str | None:
+        return _domain.negative_weight(weight) or _domain.sum_other_than(weight, axis, total)
+
+    def init(params: Any) -> ExponentiateSimplexState:
+        _domain.check_axes_exist("exponentiate_simplex", params, axis)
+        _domain.check_leaves("exponentiate_simplex", params, complaint)
+        return ExponentiateSimplexState(
+            count=jnp.zeros([], jnp.int32),
+            log_weights=initial_log_weights(params) if log_state else None,
+        )
+
+    def exponentiated(param: jax.Array, update: jax.Array, share: Scalar) -> jax.Array:
+        wide = param.astype(trees.widened(param.dtype))
+        weight = simplex_weights(wide, update.astype(wide.dtype), axis=axis, total=total)
+        return mixed(weight, share, axis=axis, total=total) if shares else weight
+
+    def moved(
+        param: jax.Array, log_weight: jax.Array, update: jax.Array, share: Scalar
+    ) -> jax.Array:
+        exponent = update.astype(log_weight.dtype)
+        log_weight = simplex_log_weights(log_weight, exponent, axis=axis, total=total)
+        if shares:
+            log_weight = jnp.log(mixed(jnp.exp(log_weight), share, axis=axis, total=total))
+        return _landing.representable_log(log_weight, param.dtype).astype(exponent.dtype)
+
+    def update(updates: Any, state: Any, params: Any = None, **unused: Any):
+        del unused
+        extra_args.require("exponentiate_simplex", params=params)
+        _domain.check_update("exponentiate_simplex", params, updates)
+        share = hyperparameters.value_at(fixed_share, state.count)
+        log_weights = None
+        if log_state:
+            log_weights = jax.tree.map(
+                lambda p, log, u: moved(p, log, u, share), params, state.log_weights, updates
+            )
+            weights = jax.tree.map(jnp.exp, log_weights)
+        else:
+            weights = jax.tree.map(lambda p, u: exponentiated(p, u, share), params, updates)
+        updates = jax.tree.map(
+            lambda p, w: _landing.land_on_simplex(p, w, axis=axis, total=total), params, weights
+        )
+        return updates, ExponentiateSimplexState(optax.safe_increment(state.count), log_weights)
+
+    return optax.GradientTransformationExtraArgs(init, update)

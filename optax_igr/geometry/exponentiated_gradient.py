@@ -1,0 +1,144 @@
+r"""Exponentiated gradient descent with momentum and decay inside the exponent, in any geometry of this room.
+
+.. math::
+  m \leftarrow \beta m + g, \qquad
+  u = -\eta\,(m + \lambda w), \qquad
+  \text{then, for instance, } w \leftarrow w \odot e^{u}
+
+References:
+  Kivinen, Warmuth, `Exponentiated Gradient versus Gradient Descent for Linear Predictors
+  <https://doi.org/10.1006/inco.1996.2612>`_, 1997
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optax_igr._core import extra_args, hyperparameters, trees
+from optax_igr.geometry import _domain
+from optax_igr.geometry.exponentiate import exponentiate
+from optax_igr.geometry.exponentiate_hypentropy import exponentiate_hypentropy
+from optax_igr.geometry.exponentiate_signed import exponentiate_signed
+from optax_igr.geometry.exponentiate_simplex import exponentiate_simplex
+
+DOMAINS = {
+    "positive": exponentiate,
+    "simplex": exponentiate_simplex,
+    "hypentropy": exponentiate_hypentropy,
+    "signed": exponentiate_signed,
+}
+
+
+class ExponentState(NamedTuple):
+    """The number of updates, and the momentum in float32 or wider, or None without momentum."""
+
+    count: ArrayLike
+    trace: Any
+
+
+def exponentiated_gradient(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: optax.ScalarOrSchedule | None = None,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    domain: str = "positive",
+    **domain_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Exponentiated gradient descent.
+
+    .. math:: m \leftarrow \beta m + g, \qquad w \leftarrow w \odot e^{-\eta\,(m + \lambda w)}
+
+    on the positive cone, and likewise in the other domains. The decay acts inside the exponent, where it cannot make a
+    weight negative; on the simplex it pulls towards the uniform weights.
+
+    Args:
+      learning_rate: :math:`\eta`, the change of :math:`\log w` per unit of gradient; a number or a schedule.
+      momentum: :math:`\beta`, a number or a schedule, or None.
+      weight_decay: :math:`\lambda`, a number or a schedule.
+      domain: `positive`, `simplex`, `hypentropy` or `signed`.
+      **domain_options: of :func:`optax_igr.exponentiate`, :func:`optax_igr.exponentiate_simplex`,
+        :func:`optax_igr.exponentiate_hypentropy` or :func:`optax_igr.exponentiate_signed`.
+
+    Returns:
+      An optimizer whose `update` needs `params`. An entry of the gradient that is not finite counts as no gradient.
+
+    Raises:
+      ValueError: for a bad argument; in `init`, for parameters outside the domain.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_igr
+      >>> value_fn = lambda w: jnp.sum((w - jnp.array([3.0, 0.1])) ** 2) / 2
+      >>> optimizer = optax_igr.exponentiated_gradient(0.3, momentum=0.2)
+      >>> params = jnp.ones(2)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(4):
+      ...     updates, state = optimizer.update(jax.grad(value_fn)(params), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     print(f"{value_fn(params):.2E}")
+      9.14E-01
+      1.24E-01
+      1.16E-01
+      5.38E-02
+
+    References:
+      Kivinen, Warmuth, `Exponentiated Gradient versus Gradient Descent for Linear Predictors
+      <https://doi.org/10.1006/inco.1996.2612>`_, 1997
+    """
+    name = "exponentiated_gradient"
+    hyperparameters.check_scalar_or_schedule(name, "learning_rate", learning_rate)
+    hyperparameters.check_scalar_or_schedule(name, "weight_decay", weight_decay, at_least=0)
+    if momentum is not None:
+        hyperparameters.check_scalar_or_schedule(name, "momentum", momentum, at_least=0, below=1)
+    hyperparameters.check_choice(name, "domain", domain, tuple(DOMAINS))
+    for option in domain_options:
+        known = tuple(inspect.signature(DOMAINS[domain]).parameters)
+        hyperparameters.check_choice(f"{name}(domain={domain!r})", "domain_options", option, known)
+    return optax.chain(
+        _exponent(learning_rate, momentum, weight_decay), DOMAINS[domain](**domain_options)
+    )
+
+
+def _exponent(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: optax.ScalarOrSchedule | None,
+    weight_decay: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes :math:`-\eta (m + \lambda w)` in float32 or wider, whatever the dtype of the gradient."""
+
+    def init(params: Any) -> ExponentState:
+        trace = None
+        if momentum is not None:
+            trace = jax.tree.map(lambda p: jnp.zeros_like(p, trees.widened(p.dtype)), params)
+        return ExponentState(jnp.zeros([], jnp.int32), trace)
+
+    def update(updates: Any, state: Any, params: Any = None, **unused: Any):
+        del unused
+        extra_args.require("exponentiated_gradient", params=params)
+        _domain.check_update("exponentiated_gradient", params, updates)
+        rate, decay = (
+            hyperparameters.value_at(h, state.count) for h in (learning_rate, weight_decay)
+        )
+        # One NaN would stay in the momentum for ever.
+        direction = trace = jax.tree.map(
+            lambda p, g: jnp.where(jnp.isfinite(g), g, 0).astype(trees.widened(p.dtype)),
+            params,
+            updates,
+        )
+        if momentum is not None:
+            beta = hyperparameters.value_at(momentum, state.count)
+            trace = direction = jax.tree.map(
+                lambda m, g: (beta * m + g).astype(m.dtype), state.trace, direction
+            )
+        exponents = jax.tree.map(
+            lambda p, m: (-rate * (m + decay * p)).astype(m.dtype), params, direction
+        )
+        state = ExponentState(
+            optax.safe_increment(state.count), None if momentum is None else trace
+        )
+        return exponents, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
