@@ -17,6 +17,7 @@ from optax_igr.geometry import exponentiate_simplex as exponentiate_simplex
 from optax_igr.geometry import exponentiated_gradient as exponentiated_gradient
 from optax_igr.geometry import keep_params_in as keep_params_in
 from optax_igr.geometry import projection_simplex_kl as projection_simplex_kl
+from optax_igr.geometry import projection_spectral_ball as projection_spectral_ball
 from optax_igr.penalties import add_gradient_penalty as add_gradient_penalty
 from optax_igr.penalties import add_igr as add_igr
 from optax_igr.penalties import add_microbatch_gradient_penalty as add_microbatch_gradient_penalty

@@ -27,7 +27,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from optax_igr._core import trees
+from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.operators import Operator
+
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def schatten_norm(
@@ -110,6 +113,23 @@ def power_iteration(
     return _in_auto_mode(compute, 3, trees.widen(weight), vector)
 
 
+def clip_singular_values(operator: Operator, weight: jax.Array, radius: Scalar) -> jax.Array:
+    """Returns the weight whose operator has its singular values clipped, in float32 or wider."""
+
+    def compute(weight):
+        matrices, pull_back = jax.vjp(lambda w: operator.blocks(w).matrices, weight)
+        blocks = operator.blocks(weight)
+        multiplicity = blocks.multiplicity[:, None, None]
+        left, values, right = jnp.linalg.svd(matrices, full_matrices=False)
+        clipped = jnp.minimum(values, jnp.asarray(radius, values.dtype))
+        clipped = jnp.matmul(left * clipped[..., None, :], right, precision=_HIGHEST)
+        weighted = multiplicity.astype(values.dtype) * clipped
+        # The map to the blocks is an isometry but for this factor, so its adjoint inverts it.
+        return (_adjoint(pull_back, weighted) / blocks.num_places,)
+
+    return _in_auto_mode(compute, 1, trees.widen(weight))[0]
+
+
 def zero_norm(operator: Operator, weight: jax.Array) -> jax.Array:
     """Returns a zero for each operator of the stack, in the dtype of its norm."""
     dtype = jnp.finfo(trees.widened(weight.dtype)).dtype
@@ -126,9 +146,9 @@ def initial_vector(operator: Operator, weight: jax.Array) -> jax.Array:
 
 def spectral_norm_bound(operator: Operator, weight: jax.Array) -> jax.Array:
     """Returns the spectral norm from the blocks: exact where `operator.is_exact`, else an upper bound."""
-    matrices, _ = operator.blocks(trees.widen(weight))
+    matrices = operator.blocks(trees.widen(weight)).matrices
     largest = _nonzero(jnp.max(jnp.abs(matrices), (-3, -2, -1), keepdims=True))
-    gram = _gram(matrices / largest, jax.lax.Precision.HIGHEST)
+    gram = _gram(matrices / largest, _HIGHEST)
     eigenvalues = jnp.max(jnp.linalg.eigvalsh(gram), (-2, -1))
     return largest[..., 0, 0, 0] * jnp.sqrt(jnp.maximum(eigenvalues, 0))
 

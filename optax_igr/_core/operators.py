@@ -31,10 +31,11 @@ PADDINGS = ("SAME", "VALID", "CIRCULAR")
 
 
 class Blocks(NamedTuple):
-    """Matrices of shape `[*stack, block, m, n]`, and how often each block occurs in the operator."""
+    """Matrices of shape `[*stack, block, m, n]`, how often each occurs, and at how many places the weight does."""
 
     matrices: jax.Array
     multiplicity: np.ndarray
+    num_places: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,11 @@ class MatrixOperator:
         del shape
         return True
 
+    def contains_every_clip(self, shape: tuple[int, ...]) -> bool:
+        """Says whether an operator with clipped singular values is again one of a weight of this shape."""
+        del shape
+        return True
+
     def stack_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the axes that count separate operators."""
         used = {axis % len(shape) for axis in self.in_axes + self.out_axes}
@@ -73,7 +79,7 @@ class MatrixOperator:
 
     def blocks(self, weight: jax.Array) -> Blocks:
         """Returns the weight as matrices of shape `[*stack, 1, in, out]`."""
-        return Blocks(jnp.expand_dims(self._matrices(weight), -3), np.ones(1))
+        return Blocks(jnp.expand_dims(self._matrices(weight), -3), np.ones(1), 1)
 
     def _matrices(self, weight):
         sources = tuple(axis % weight.ndim for axis in self.in_axes + self.out_axes)
@@ -115,6 +121,11 @@ class ConvOperator:
         return self.padding == "CIRCULAR" and not any(
             n % s for n, s in zip(self.input_shape, self.strides, strict=True)
         )
+
+    def contains_every_clip(self, shape: tuple[int, ...]) -> bool:
+        """Says whether an operator with clipped singular values is again one of a weight of this shape."""
+        has_steps = set(self.strides) | set(self.kernel_dilation) != {1}
+        return self.padding == "CIRCULAR" and not has_steps and shape[:-2] == self.input_shape
 
     def stack_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the axes that count separate operators: a kernel is one."""
@@ -170,12 +181,8 @@ class ConvOperator:
         columns = weight.shape[-1] // groups
         rows = math.prod(strides) * weight.shape[-2]
         matrices = jnp.reshape(ordered, (-1, rows, columns))
-        return Blocks(matrices, np.repeat(multiplicity.ravel(), groups))
-
-    def covers_grid(self, shape: tuple[int, ...]) -> bool:
-        """Says whether every circular convolution on the grid has a kernel of this shape."""
-        no_steps = set(self.strides) | set(self.kernel_dilation) == {1}
-        return self.padding == "CIRCULAR" and no_steps and shape[:-2] == self.input_shape
+        num_places = math.prod(grid) // math.prod(strides)
+        return Blocks(matrices, np.repeat(multiplicity.ravel(), groups), num_places)
 
     def _extents(self, shape):
         return tuple((k - 1) * d + 1 for k, d in zip(shape, self.kernel_dilation, strict=False))
