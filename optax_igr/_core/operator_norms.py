@@ -51,9 +51,9 @@ def schatten_norm(
 
     def compute(weight):
         matrices, pull_back = jax.vjp(lambda w: operator.blocks(w).matrices, weight)
-        multiplicity = operator.blocks(weight).multiplicity[:, None, None]
+        multiplicity = _multiplicity(operator.blocks(weight))
         if gram_steps == 0:
-            weighted = multiplicity.astype(matrices.real.dtype) * matrices
+            weighted = multiplicity * matrices
             squared = _sum(jnp.real(matrices.conj() * weighted))
             return _adjoint(pull_back, weighted), _root(squared)[..., 0, 0, 0]
         largest = _nonzero(
@@ -63,9 +63,7 @@ def schatten_norm(
         power, log_norm = _gram_power(scaled, multiplicity, gram_steps, precision)
         is_tall = scaled.shape[-2] >= scaled.shape[-1]
         factors = (scaled, power) if is_tall else (power, scaled)
-        direction = multiplicity.astype(power.real.dtype) * jnp.matmul(
-            *factors, precision=precision
-        )
+        direction = multiplicity * jnp.matmul(*factors, precision=precision)
         inner = _sum(jnp.real(scaled.conj() * direction))
         length = jnp.where(inner > 0, largest * jnp.exp(2 * log_norm) / _nonzero(inner), 0)
         norm = jnp.where(inner > 0, largest * jnp.exp(log_norm), 0)
@@ -96,15 +94,18 @@ def power_iteration(
         num_stacked = len(operator.stack_shape(weight.shape))
         axes = tuple(range(num_stacked, vector.ndim))
 
-        def step(vector):
+        def step(_, carry):
+            vector, *_ = carry
             image, pull_back = jax.vjp(lambda v: operator.apply(weight, v), vector)
             left, _ = _unit(image, num_stacked)
             right, norm = _unit(_adjoint(pull_back, left), num_stacked)
             is_sound = jnp.isfinite(norm) & (norm > 0)
             return jnp.where(is_sound, right, vector), left, norm
 
-        for _ in range(num_steps):
-            vector, left, norm = step(vector)
+        first = step(0, (vector,))
+        vector, left, norm = (
+            jax.lax.fori_loop(1, num_steps, step, first) if num_steps > 1 else first
+        )
         _, pull_back = jax.vjp(lambda w: operator.apply(w, vector), weight)
         norm = jnp.squeeze(norm, axes)
         per_operator = jnp.reshape(norm, norm.shape + (1,) * (left.ndim - num_stacked))
@@ -119,11 +120,11 @@ def clip_singular_values(operator: Operator, weight: jax.Array, radius: Scalar) 
     def compute(weight):
         matrices, pull_back = jax.vjp(lambda w: operator.blocks(w).matrices, weight)
         blocks = operator.blocks(weight)
-        multiplicity = blocks.multiplicity[:, None, None]
+        multiplicity = _multiplicity(blocks)
         left, values, right = jnp.linalg.svd(matrices, full_matrices=False)
         clipped = jnp.minimum(values, jnp.asarray(radius, values.dtype))
         clipped = jnp.matmul(left * clipped[..., None, :], right, precision=_HIGHEST)
-        weighted = multiplicity.astype(values.dtype) * clipped
+        weighted = multiplicity * clipped
         # The map to the blocks is an isometry but for this factor, so its adjoint inverts it.
         return (_adjoint(pull_back, weighted) / blocks.num_places,)
 
@@ -185,7 +186,7 @@ def _gram_power(scaled, multiplicity, gram_steps, precision):
         gram, largest = _by_largest(jnp.matmul(gram, gram, precision=precision))
         power, _ = _by_largest(jnp.matmul(power, gram, precision=precision))
         log_norm = log_norm + jnp.log(largest) / 2 ** (step + 1)
-    squared = _sum(multiplicity.astype(gram.real.dtype) * jnp.abs(gram) ** 2)
+    squared = _sum(multiplicity * jnp.abs(gram) ** 2)
     return power, log_norm + jnp.log(_nonzero(squared)) / 2 ** (gram_steps + 1)
 
 
@@ -216,6 +217,11 @@ def _unit(vectors, num_stacked):
     scaled = vectors / largest
     norm = _root(jnp.sum(jnp.real(scaled.conj() * scaled), axes, keepdims=True))
     return scaled / _nonzero(norm), largest * norm
+
+
+def _multiplicity(blocks):
+    counts = jnp.asarray(blocks.multiplicity, blocks.matrices.real.dtype)
+    return jnp.reshape(counts, (1,) * (blocks.matrices.ndim - 3) + (-1, 1, 1))
 
 
 def _sum(blocks):
