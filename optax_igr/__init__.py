@@ -5,6 +5,8 @@ The rooms: `penalties`, `geometry`, `curvature`, `step_size`.
 
 import importlib.metadata
 
+from optax_igr._core.operators import conv_operator as conv_operator
+from optax_igr._core.operators import matrix_operator as matrix_operator
 from optax_igr._core.value_functions import fill_masked as fill_masked
 from optax_igr._core.value_functions import microbatched as microbatched
 from optax_igr.curvature import multibatch_lbfgs as multibatch_lbfgs
@@ -24,9 +26,12 @@ from optax_igr.geometry import exponentiate_simplex as exponentiate_simplex
 from optax_igr.geometry import exponentiated_gradient as exponentiated_gradient
 from optax_igr.geometry import keep_params_in as keep_params_in
 from optax_igr.geometry import projection_simplex_kl as projection_simplex_kl
+from optax_igr.geometry import projection_spectral_ball as projection_spectral_ball
 from optax_igr.penalties import add_gradient_penalty as add_gradient_penalty
 from optax_igr.penalties import add_igr as add_igr
 from optax_igr.penalties import add_microbatch_gradient_penalty as add_microbatch_gradient_penalty
+from optax_igr.penalties import add_schatten_decay as add_schatten_decay
+from optax_igr.penalties import add_spectral_decay as add_spectral_decay
 from optax_igr.penalties import cancel_igr as cancel_igr
 from optax_igr.penalties import extrapolated_gradient_penalty as extrapolated_gradient_penalty
 from optax_igr.penalties import extrapolation_eval_params as extrapolation_eval_params

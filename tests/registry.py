@@ -125,6 +125,7 @@ PLAIN = {**MU, "norm": "plain"}
 DIFFERENCE = {**MU, "hvp": "forward_difference", "radius": 1e-2}
 MICRO = {**MU, "num_microbatches": problems.NUM_MICROBATCHES}
 MICRO_VALUE = ("microbatch_value_fn",)
+SCHATTEN: Any = {"static_args": ("gram_steps", "refresh_interval"), "complex_as": "phase"}
 HOLD = {"reference_learning_rate": 0.1, "learning_rate": 0.05}
 CAUCHY = {"scale_rate": 1e-2, "first_step": "cauchy", "max_relative_update": 0.1}
 SIGN = {"gain_rate": 1e-3, "signal": "sign", "ema": 0.5, "decay": 1e-2}
@@ -168,6 +169,9 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.add_igr, {"step_size": 1e-2}, VALUE),
     Entry(igr.cancel_igr, {"learning_rate": 1e-2, "safeguard": True}, VALUE),
     Entry(igr.hold_igr, HOLD, VALUE),
+    Entry(igr.add_schatten_decay, {"coefficient": 1e-3, "gram_steps": 0}, **SCHATTEN, variant="L2"),
+    Entry(igr.add_schatten_decay, {"coefficient": 1e-3, "gram_steps": 2, "refresh_interval": 2}, **SCHATTEN),
+    Entry(igr.add_spectral_decay, {"coefficient": 1e-3}, static_args=("power_steps",), complex_as="phase"),
     Entry(igr.extrapolated_gradient_penalty, MU, place=wrapper, eval_params=igr.extrapolation_eval_params, **DELAYED),
     Entry(igr.scale_by_newton_cg, {}, VALUE, **NEWTON),
     Entry(igr.scale_by_newton_cg, {"curvature": "gauss_newton", "damping": 1.0}, OUTPUTS, variant="gauss_newton", **NEWTON),

@@ -190,8 +190,8 @@ def _shape_and_dtype(x: Any) -> str:
 def _first_difference(params: chex.ArrayTree, tree: chex.ArrayTree, describe: Callable) -> str:
     expected, found = (
         {
-            jax.tree_util.keystr(path): describe(x)
-            for path, x in jax.tree_util.tree_leaves_with_path(t)
+            jax.tree_util.keystr(path): "None" if x is None else describe(x)
+            for path, x in jax.tree_util.tree_leaves_with_path(t, is_leaf=lambda x: x is None)
         }
         for t in (params, tree)
     )

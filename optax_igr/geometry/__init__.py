@@ -17,3 +17,4 @@ from optax_igr.geometry.exponentiated_gradient import (
 )
 from optax_igr.geometry.keep_params_in import keep_params_in as keep_params_in
 from optax_igr.geometry.projection_simplex_kl import projection_simplex_kl as projection_simplex_kl
+from optax_igr.geometry.spectral_ball import projection_spectral_ball as projection_spectral_ball

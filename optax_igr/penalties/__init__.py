@@ -1,4 +1,4 @@
-"""What is minimised: penalties on the gradient norm, explicit and implicit."""
+"""What is minimised: penalties on the gradient norm and on the norms of weights."""
 
 from optax_igr.penalties.extrapolated import (
     ExtrapolatedGradientPenaltyState as ExtrapolatedGradientPenaltyState,
@@ -19,3 +19,7 @@ from optax_igr.penalties.implicit import modified_loss as modified_loss
 from optax_igr.penalties.microbatch_gradient_norm import (
     add_microbatch_gradient_penalty as add_microbatch_gradient_penalty,
 )
+from optax_igr.penalties.schatten import SchattenDecayState as SchattenDecayState
+from optax_igr.penalties.schatten import add_schatten_decay as add_schatten_decay
+from optax_igr.penalties.spectral import SpectralDecayState as SpectralDecayState
+from optax_igr.penalties.spectral import add_spectral_decay as add_spectral_decay

@@ -85,7 +85,9 @@ def test_the_regret_of_hedge_is_below_its_bound(num_experts, num_steps):
     assert 0.2 * bound < regret <= bound
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1.01 * 2.0**-9)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1.01 * 2.0**-9)]
+)
 @pytest.mark.parametrize("log_state", [False, True])
 def test_the_sum_does_not_drift_in_twenty_thousand_steps(dtype, tolerance, log_state):
     optimizer = on_simplex(0.3, log_state=log_state)
