@@ -25,35 +25,35 @@ References:
 import contextlib
 from collections.abc import Callable
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from optax_igr._core import trees
 from optax_igr._core.hyperparameters import Scalar
+from optax_igr._core.trees import Tree
 
-ValueFn = Callable[[chex.ArrayTree], chex.Array]
-Operator = Callable[[chex.ArrayTree], chex.ArrayTree]
+ValueFn = Callable[[Tree], jax.Array]
+Operator = Callable[[Tree], Tree]
 
 EXACT_MODES = ("forward_over_reverse", "reverse_over_forward", "reverse_over_reverse")
 DIFFERENCE_MODES = ("forward_difference", "backward_difference", "central_difference")
 MODES = EXACT_MODES + DIFFERENCE_MODES
 
 
-def gradient(value_fn: ValueFn, params: chex.ArrayTree) -> chex.ArrayTree:
+def gradient(value_fn: ValueFn, params: Tree) -> Tree:
     """Returns the direction of steepest ascent at `params`, in the dtypes of `params`."""
     return _conjugate(jax.grad(_scalar(value_fn))(params))
 
 
 def hessian_vector_product(
     value_fn: ValueFn,
-    params: chex.ArrayTree,
-    vector: chex.ArrayTree,
+    params: Tree,
+    vector: Tree,
     *,
     mode: str = "forward_over_reverse",
     radius: Scalar | None = None,
-    gradient_at_params: chex.ArrayTree | None = None,
-) -> chex.ArrayTree:
+    gradient_at_params: Tree | None = None,
+) -> Tree:
     r"""Returns :math:`H v` for the Hessian of `value_fn` at `params`.
 
     Args:
@@ -79,7 +79,7 @@ def hessian_vector_product(
 
 
 def hessian_operator(
-    value_fn: ValueFn, params: chex.ArrayTree, *, mode: str = "forward_over_reverse"
+    value_fn: ValueFn, params: Tree, *, mode: str = "forward_over_reverse"
 ) -> Operator:
     r"""Returns :math:`v \mapsto Hv` for many products at one point; its argument may be wider than `params`.
 
@@ -112,11 +112,11 @@ def _explained(mode: str):
 
 
 def gauss_newton_vector_product(
-    outputs_fn: Callable[[chex.ArrayTree], chex.ArrayTree],
+    outputs_fn: Callable[[Tree], Tree],
     output_loss_fn: ValueFn,
-    params: chex.ArrayTree,
-    vector: chex.ArrayTree,
-) -> chex.ArrayTree:
+    params: Tree,
+    vector: Tree,
+) -> Tree:
     r"""Returns :math:`J^\top H_\ell J v` for outputs with Jacobian J and an output loss with Hessian H.
 
     References:
@@ -127,9 +127,9 @@ def gauss_newton_vector_product(
 
 
 def gauss_newton_operator(
-    outputs_fn: Callable[[chex.ArrayTree], chex.ArrayTree],
+    outputs_fn: Callable[[Tree], Tree],
     output_loss_fn: ValueFn,
-    params: chex.ArrayTree,
+    params: Tree,
 ) -> Operator:
     r"""Returns :math:`v \mapsto J^\top H_\ell J v` for many products at one point."""
     outputs, jacobian_product = jax.linearize(outputs_fn, params)
@@ -143,7 +143,7 @@ def gauss_newton_operator(
     return product
 
 
-def default_radius(mode: str, params: chex.ArrayTree) -> float:
+def default_radius(mode: str, params: Tree) -> float:
     r"""Returns the length of a difference's perturbation: :math:`3\sqrt\varepsilon` or :math:`2\sqrt[3]\varepsilon`.
 
     The two errors of a difference, curvature of the gradient (grows with the radius) and rounding (falls

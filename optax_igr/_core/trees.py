@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+# A tree of arrays. `chex.ArrayTree` is a union of which a type checker cannot tell leaves from branches.
+Tree = Any
+
 
 def widened(dtype: Any) -> Any:
     """Returns float32 for a narrower floating dtype, and the dtype itself otherwise."""
@@ -21,17 +24,17 @@ def widened(dtype: Any) -> Any:
     return dtype
 
 
-def widen(tree: chex.ArrayTree) -> chex.ArrayTree:
+def widen(tree: Tree) -> Tree:
     """Casts bfloat16 and float16 leaves to float32 and leaves the others alone."""
     return jax.tree.map(lambda x: jnp.asarray(x, widened(jnp.asarray(x).dtype)), tree)
 
 
-def is_narrow(tree: chex.ArrayTree) -> bool:
+def is_narrow(tree: Tree) -> bool:
     """Says whether any leaf has fewer bits than float32."""
     return any(widened(x.dtype) != x.dtype for x in jax.tree.leaves(tree))
 
 
-def scalar_dtype(tree: chex.ArrayTree) -> Any:
+def scalar_dtype(tree: Tree) -> Any:
     """Returns the real dtype of an inner product over the tree: float32, or the widest of its leaves."""
     dtypes = [jnp.finfo(x.dtype).dtype for x in jax.tree.leaves(tree) if is_inexact(x)]
     return jnp.result_type(jnp.float32, *dtypes)
@@ -42,12 +45,12 @@ def is_inexact(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def cast_like(tree: chex.ArrayTree, reference: chex.ArrayTree) -> chex.ArrayTree:
+def cast_like(tree: Tree, reference: Tree) -> Tree:
     """Casts every leaf to the dtype of its counterpart."""
     return jax.tree.map(lambda x, r: x.astype(r.dtype), tree, reference)
 
 
-def inner_product(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.Array:
+def inner_product(x: Tree, y: Tree) -> jax.Array:
     r"""Returns :math:`\mathrm{Re}\,\langle x, y \rangle`, accumulated in float32 or wider."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -59,12 +62,12 @@ def inner_product(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.Array:
     return sum((product.astype(dtype) for product in products), jnp.zeros([], dtype))
 
 
-def squared_norm(x: chex.ArrayTree) -> chex.Array:
+def squared_norm(x: Tree) -> jax.Array:
     r"""Returns :math:`\|x\|^2` over all leaves, accumulated in float32 or wider."""
     return inner_product(x, x)
 
 
-def unit(x: chex.ArrayTree) -> tuple[chex.ArrayTree, chex.Array]:
+def unit(x: Tree) -> tuple[Tree, jax.Array]:
     r"""Returns :math:`x / \|x\|` in float32 or wider, and :math:`\|x\|`; zero for a zero tree."""
     norm = jnp.sqrt(squared_norm(x))
     # Dividing by one where the norm is zero keeps a zero gradient a zero, where 0/0 is NaN.
@@ -72,22 +75,22 @@ def unit(x: chex.ArrayTree) -> tuple[chex.ArrayTree, chex.Array]:
     return scale(1 / safe, widen(x)), norm
 
 
-def scale(factor: ArrayLike, tree: chex.ArrayTree) -> chex.ArrayTree:
+def scale(factor: ArrayLike, tree: Tree) -> Tree:
     """Multiplies every leaf by a real scalar, in the leaf's own dtype."""
     return jax.tree.map(lambda x: jnp.asarray(factor).astype(jnp.finfo(x.dtype).dtype) * x, tree)
 
 
-def add(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.ArrayTree:
+def add(x: Tree, y: Tree) -> Tree:
     """Adds two trees in the wider dtype of each pair of leaves."""
     return jax.tree.map(jnp.add, x, y)
 
 
-def subtract(x: chex.ArrayTree, y: chex.ArrayTree) -> chex.ArrayTree:
+def subtract(x: Tree, y: Tree) -> Tree:
     """Subtracts two trees in the wider dtype of each pair of leaves."""
     return jax.tree.map(jnp.subtract, x, y)
 
 
-def all_finite(tree: chex.ArrayTree) -> jax.Array:
+def all_finite(tree: Tree) -> jax.Array:
     """Says whether every entry of every leaf is finite."""
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
     return jnp.all(jnp.asarray(finite))
@@ -109,9 +112,7 @@ def mask_like(tree: Any, params: Any) -> Any:
         return tree
 
 
-def select(
-    transform: str, tree: chex.ArrayTree, mask: Any = None
-) -> tuple[chex.ArrayTree, Callable[[chex.ArrayTree], chex.ArrayTree]]:
+def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable[[Tree], Tree]]:
     """Splits off the leaves that a derivative is taken with respect to.
 
     Args:
@@ -138,7 +139,7 @@ def select(
             f"{transform}: `mask` must be a pytree prefix of the parameters: {error}"
         ) from error
 
-    def fill(replacement: chex.ArrayTree) -> chex.ArrayTree:
+    def fill(replacement: Tree) -> Tree:
         return jax.tree.map(
             lambda new, old: old if new is None else new,
             replacement,
@@ -187,7 +188,7 @@ def _shape_and_dtype(x: Any) -> str:
     return f"{jnp.asarray(x).dtype}{list(jnp.shape(x))}"
 
 
-def _first_difference(params: chex.ArrayTree, tree: chex.ArrayTree, describe: Callable) -> str:
+def _first_difference(params: Tree, tree: Tree, describe: Callable) -> str:
     expected, found = (
         {
             jax.tree_util.keystr(path): "None" if x is None else describe(x)
