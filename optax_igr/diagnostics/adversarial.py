@@ -100,12 +100,13 @@ def input_robustness(
     hyperparameters.check_choice(_NAME, "norm", norm, NORMS)
     hyperparameters.check_positive_integer(_NAME, "num_steps", num_steps)
     inputs = trees.widen(inputs)
-    radii = jnp.sort(jnp.asarray(radii, inputs.dtype))
+    radii = jnp.asarray(radii, inputs.dtype)
     if radii.ndim != 1 or jnp.shape(labels) != inputs.shape[:1]:
         raise ValueError(
             f"{_NAME}: expected `radii` of shape [radii] and `labels` of shape {inputs.shape[:1]}, "
             f"got {radii.shape} and {jnp.shape(labels)}."
         )
+    radii = jnp.sort(radii)
     fraction = 2.5 / num_steps if step_size is None else step_size
     tick = _progress.ticker(progress, radii.size)
     direct, project = _GEOMETRIES[norm]

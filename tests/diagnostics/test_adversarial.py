@@ -1,0 +1,114 @@
+"""Input robustness against linear classifiers, whose distance to the boundary is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_igr.diagnostics import input_robustness
+
+W = jnp.array([[1.0, 0.0], [-2.0, 0.5], [0.5, -1.0], [0.0, 2.0]], jnp.float64)
+X = jax.random.normal(jax.random.key(0), (40, 4), jnp.float64)
+LABELS = jnp.argmax(X @ W, axis=-1)
+RADII = [0.0, 0.1, 0.2, 0.4, 0.8]
+
+
+def linear(w, x):
+    return x @ w
+
+
+def distances(order):
+    """To the boundary of a linear classifier of two classes, in the norm whose dual has this order."""
+    logits = np.asarray(X @ W)
+    return np.abs(logits[:, 0] - logits[:, 1]) / np.linalg.norm(W[:, 0] - W[:, 1], order)
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
+def test_a_linear_classifier_breaks_at_its_distance_to_the_boundary(norm, dual):
+    exact = [np.mean(distances(dual) > radius) for radius in RADII]
+    curve = jax.jit(
+        lambda w: input_robustness(linear, w, X, LABELS, RADII, norm=norm, num_steps=40)
+    )(W)
+    assert 0.1 < exact[3] < 0.9
+    np.testing.assert_allclose(curve.pgd_accuracy, exact, atol=1e-12)
+    assert np.all(curve.fgsm_accuracy >= curve.pgd_accuracy)
+    assert np.all(np.diff(curve.pgd_accuracy) <= 0)
+
+
+def test_the_margin_breaks_a_model_that_is_too_sure_for_cross_entropy():
+    """Its probabilities round to one, so that the cross-entropy has no gradient at all."""
+
+    def sure(w, x):
+        return 1e4 * linear(w, x)
+
+    entropy = -jnp.take_along_axis(
+        jax.nn.log_softmax(sure(W, X).astype(jnp.float32)), LABELS[:, None], axis=1
+    )
+    assert jnp.mean(entropy == 0) > 0.8
+    expected = input_robustness(linear, W, X, LABELS, RADII).pgd_accuracy
+    np.testing.assert_array_equal(
+        input_robustness(sure, W, X, LABELS, RADII).pgd_accuracy, expected
+    )
+
+
+def test_an_attack_stays_in_the_ball_and_within_the_bounds():
+    seen = []
+
+    def spying(w, x):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return linear(w, x)
+
+    inputs = jnp.clip(X, 0, 1)
+    input_robustness(spying, W, inputs, LABELS, [0.3], bounds=(0.0, 1.0), num_steps=5)
+    jax.effects_barrier()
+    assert len(seen) > 5
+    for x in seen:
+        assert np.all((x >= 0) & (x <= 1))
+        assert np.max(np.abs(x - inputs)) <= 0.3 + 1e-12
+    assert max(np.max(np.abs(x - inputs)) for x in seen) == pytest.approx(0.3)
+
+
+def test_wilsons_interval():
+    curve = input_robustness(linear, W, X, LABELS, [0.0])
+    # All of 40: the interval is [n / (n + z²), 1].
+    assert float(curve.pgd_accuracy[0]) == 1
+    assert float(curve.lower[0]) == pytest.approx(40 / (40 + 1.959964**2), rel=1e-6)
+    assert float(curve.upper[0]) == pytest.approx(1)
+
+
+def test_a_model_of_constant_logits_is_wrong_and_has_no_gradient():
+    curve = input_robustness(lambda w, x: jnp.zeros((len(x), 2)), W, X, LABELS, RADII)
+    np.testing.assert_array_equal(curve.pgd_accuracy, 0)
+
+
+def test_radii_are_sorted_and_progress_counts_them():
+    seen = []
+    curve = input_robustness(
+        linear, W, X, LABELS, [0.4, 0.0], progress=lambda *done: seen.append(done)
+    )
+    jax.effects_barrier()
+    np.testing.assert_array_equal(curve.radii, [0.0, 0.4])
+    assert seen == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": "l1"}, "`norm`"),
+        ({"num_steps": 0}, "`num_steps`"),
+        ({"radii": 0.1}, ".*`radii`"),
+        ({"labels": jnp.zeros([3], int)}, ".*`labels`"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=f"input_robustness: {message}"):
+        input_robustness(
+            **{
+                "apply_fn": linear,
+                "params": W,
+                "inputs": X,
+                "labels": LABELS,
+                "radii": [0.1],
+                **arguments,
+            }
+        )
