@@ -15,7 +15,15 @@ table, the PNGs and the report come with it. There is no training loop to write.
 """
 
 from benchmarks.experiment import Experiment
-from benchmarks.experiments import curvature, layerwise, learning_rate, optimizers, penalties
+from benchmarks.experiments import (
+    curvature,
+    geometry,
+    hedge,
+    layerwise,
+    learning_rate,
+    optimizers,
+    penalties,
+)
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
@@ -24,6 +32,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         optimizers.EXPERIMENT,
         learning_rate.EXPERIMENT,
         layerwise.EXPERIMENT,
+        geometry.EXPERIMENT,
+        hedge.EXPERIMENT,
         curvature.EXPERIMENT,
     )
 }

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import optax_igr as igr
+from optax_igr._core import trees
 from optax_igr.geometry import eg_plus_minus as public_name
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -75,7 +76,7 @@ def test_large_and_bad_gradients_leave_the_state_finite(dtype):
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for scale in (1.0, 1e30, jnp.nan, -1e30, jnp.inf, 0.0):
-        gradient = scale * jnp.array([1.0, -0.5, 0.25, 0.1], jnp.float32)
+        gradient = scale * jnp.array([1.0, -0.5, 0.25, 0.1], trees.widened(dtype))
         updates, state = update(gradient, state, params)
         assert updates.dtype == dtype
         params = optax.apply_updates(params, updates)

@@ -103,7 +103,7 @@ def test_no_weight_dies_or_overflows_and_all_come_back(dtype, log_state):
 
     def run(exponents, params, state):
         for exponent in exponents:
-            updates, state = update(jnp.full(3, exponent, jnp.float32), state, params)
+            updates, state = update(jnp.full(3, exponent, trees.widened(dtype)), state, params)
             params = optax.apply_updates(params, updates)
             assert jnp.all((params > 0) & jnp.isfinite(params))
         return params, state
@@ -239,3 +239,18 @@ def test_a_donated_step_makes_no_copy_of_the_tree(log_state):
 
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.01 * params.nbytes
+
+
+def test_an_exponent_may_be_wider_than_the_weight_but_not_narrower():
+    narrow, wide = jnp.ones(2, jnp.bfloat16), jnp.ones(2, jnp.float32)
+    updates, _ = igr.exponentiate().update(wide, igr.exponentiate().init(narrow), narrow)
+    assert updates.dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="exponentiate: `updates` must agree with `params`"):
+        igr.exponentiate().update(narrow, igr.exponentiate().init(wide), wide)
+
+
+def test_a_state_of_other_parameters_is_named():
+    optimizer = igr.exponentiate(log_state=True)
+    params, other = {"w": jnp.ones(3)}, {"w": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"exponentiate: `log_weights`.*\['w'\]"):
+        optimizer.update(params, optimizer.init(other), params)
