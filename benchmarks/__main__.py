@@ -16,6 +16,7 @@ from benchmarks import compare, records, report, steps
 from benchmarks import data as data_
 from benchmarks import experiment as experiments_
 from benchmarks import problems as problems_
+from benchmarks import results as results_
 from benchmarks import sweep_speed as sweep_speed_
 from benchmarks.experiments import EXPERIMENTS, flows
 from benchmarks.problems import PROBLEMS
@@ -264,6 +265,26 @@ def download(
         for file in data_.FILES.values():
             if what in ("all", file.folder):
                 console.print(f"{data_.download(data_dir, file.name)}  {file.checksum}")
+
+
+@app.command("results", help="Write RESULTS.md from committed records.")
+def results(
+    folder: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Holds <experiment>.jsonl files.")
+    ] = Path(__file__).parent / "recorded",
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")] = Path(
+        __file__
+    ).parent
+    / "RESULTS.md",
+) -> None:
+    sources = [
+        (EXPERIMENTS[p.stem], p) for p in sorted(folder.glob("*.jsonl")) if p.stem in EXPERIMENTS
+    ]
+    if not sources:
+        raise typer.BadParameter(f"{folder} has no {' or '.join(EXPERIMENTS)}.jsonl.")
+    with _readable_errors():
+        results_.write(out, sources)
+    console.print(f"{out.resolve()}")
 
 
 @app.command("diff", help="Compare two records.jsonl; exit with 1 where a limit is passed.")

@@ -36,7 +36,9 @@ def tables(
     title: str, head: Sequence[str], rows: Sequence[Sequence[str]], width: int
 ) -> list[rich.table.Table]:
     """Makes tables for a terminal of this width: what does not fit beside the names goes below."""
-    names = sum(name in ("problem", "technique", "rate") for name in head)
+    names = 0
+    while names < len(head) and head[names] in ("problem", "technique", "rate"):
+        names += 1
     widths = [
         max(len(text) for text in [*head[i].split(), *(row[i] for row in rows)]) + 3
         for i in range(len(head))

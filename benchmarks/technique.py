@@ -12,11 +12,11 @@ Factory = Callable[[Scalar, int], optax.GradientTransformation]
 
 BASIC = ("value", "grad", "value_fn")
 
-SGD_RATES = tuple(0.01 * 2.0**k for k in range(8))
+SGD_RATES = tuple(0.005 * 2.5**k for k in range(8))
 # The parts of a batch that techniques on micro-batches see.
 NUM_MICROBATCHES = 4
 
-ADAM_RATES = tuple(1e-4 * 3.0**k for k in range(8))
+ADAM_RATES = tuple(3e-4 * 3.0**k for k in range(8))
 
 
 @dataclasses.dataclass(frozen=True)

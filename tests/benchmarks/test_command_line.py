@@ -1,7 +1,9 @@
 import gzip
 import json
 import re
+import shutil
 import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import typer.testing
 from benchmarks import __main__ as command_line
 from benchmarks import records
 from benchmarks.techniques import TECHNIQUES
+
+_BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def _invoke(*arguments):
@@ -85,6 +89,19 @@ def test_the_report_loads_nothing_from_elsewhere(results):
     assert scripts[1].count("vegaEmbed(") == 5
 
 
+@pytest.mark.skipif(_BROWSER is None, reason="needs a chromium to open the report in")
+def test_a_browser_without_a_network_draws_every_figure(results):
+    command = [
+        *(_BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000"),
+        *("--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom"),
+        (results[0] / "report.html").as_uri(),
+    ]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    markup = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert len(re.findall(r"<svg\b[^>]*class=\"marks\"", markup)) == 5
+    assert "test accuracy, change in points" in markup
+
+
 def test_a_wrong_technique_lists_the_right_ones():
     result = _invoke("--techniques", "sgd,sgdd")
     assert result.exit_code == 2
@@ -115,11 +132,11 @@ def test_help_names_every_technique_and_command():
     assert not [name for name in TECHNIQUES if name not in text.replace(" ", "")]
 
 
-def test_a_missing_file_is_named_with_the_four_that_belong_together(tmp_path):
+def test_a_missing_file_is_named_with_the_command_that_brings_it(tmp_path):
     result = _invoke("--data-dir", tmp_path, "--out", tmp_path)
     assert result.exit_code == 2
     assert "has no train-images-idx3-ubyte" in _text(result)
-    assert "t10k-labels-idx1-ubyte" in _text(result)
+    assert "`python -m benchmarks download mnist` brings it" in _text(result)
 
 
 def test_the_cost_of_a_step_is_measured_beside_the_plain_one_and_by_hand(tmp_path):
