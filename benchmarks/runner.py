@@ -318,7 +318,7 @@ def update(
         if size is None or data is None:
             return value_fn(p)
         drawn = jax.random.key(0) if key is None else key
-        chosen = jax.random.choice(drawn, problem.num_examples, (size,), replace=False)
+        chosen = jax.random.choice(drawn, problem.num_examples or 1, (size,), replace=False)
         return problem.loss(p, jax.tree.map(lambda x: x[chosen], data))
 
     def overlap_value_fn(p):

@@ -1,6 +1,7 @@
 """Should every layer learn at the same rate? Equal, small in front, large in front: each at its own best rate."""
 
 import statistics
+from typing import Any
 
 import optax
 
@@ -20,12 +21,12 @@ DECAY = 0.4
 DECAYS = {"equal": 1.0, "small_in_front": DECAY, "large_in_front": 1 / DECAY}
 
 
-def depth(path) -> int:
+def depth(path: Any) -> int:
     """Returns the index of the layer in the path of a parameter of `MLP`."""
     return next(int(part) for part in map(_key, path) if str(part).isdigit())
 
 
-def _key(entry):
+def _key(entry: Any) -> Any:
     return getattr(entry, "key", getattr(entry, "idx", None))
 
 

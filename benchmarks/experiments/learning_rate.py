@@ -152,7 +152,7 @@ def _figures(runs):
     chart = (
         alt.layer(*layers.layer, data=alt.Data(values=rows))
         .properties(width=figures.WIDTH, height=figures.HEIGHT)
-        .facet(alt.Column("problem:N", title=None))
+        .facet(column=alt.Column("problem:N", title=None))
         .resolve_scale(y="independent")
     )
     return [

@@ -237,7 +237,7 @@ def _nonzero(x):
     return jnp.where(x > 0, x, 1)
 
 
-def _in_auto_mode(compute, num_results, weight, *vectors):
+def _in_auto_mode(compute: Any, num_results: int, weight: jax.Array, *vectors: jax.Array) -> Any:
     """Calls `compute` with the sharding of its products left to the compiler, where a mesh is explicit.
 
     The first result is sharded as the weight is; the others are replicated.

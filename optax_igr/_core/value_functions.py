@@ -11,12 +11,12 @@ import optax
 from optax_igr._core import hyperparameters
 from optax_igr._core.hyperparameters import Scalar
 
-ValueFn = Callable[[chex.ArrayTree], chex.Array]
+ValueFn = Callable[[chex.ArrayTree], jax.Array]
 
 
 def fill_masked(
-    value_fn: Callable[..., chex.Array], params: chex.ArrayTree
-) -> Callable[..., chex.Array]:
+    value_fn: Callable[..., jax.Array], params: chex.ArrayTree
+) -> Callable[..., jax.Array]:
     """Makes a `value_fn` that accepts the parameters as `optax.masked` and `optax.partition` show them.
 
     Those wrappers put an `optax.MaskedNode` in the place of every parameter that another transform
@@ -61,8 +61,8 @@ def fill_masked(
 
 
 def microbatched(
-    loss_fn: Callable[[chex.ArrayTree, Any], chex.Array], batch: Any, num_microbatches: int
-) -> tuple[ValueFn, Callable[[chex.ArrayTree, Scalar], chex.Array]]:
+    loss_fn: Callable[[chex.ArrayTree, Any], jax.Array], batch: Any, num_microbatches: int
+) -> tuple[ValueFn, Callable[[chex.ArrayTree, Scalar], jax.Array]]:
     r"""Splits a batch so that its loss, and every derivative, needs the memory of one micro-batch.
 
     .. math:: L(\theta) = \frac{1}{k} \sum_{b=1}^{k} L_b(\theta)

@@ -25,7 +25,7 @@ from optax_igr._core import derivatives, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 
-PlayerValueFn = Callable[[tuple[chex.ArrayTree, chex.ArrayTree]], chex.Array]
+PlayerValueFn = Callable[[tuple[chex.ArrayTree, chex.ArrayTree]], jax.Array]
 
 
 def two_player_flow(

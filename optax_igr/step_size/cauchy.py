@@ -181,7 +181,14 @@ def scale_by_cauchy_step(
         )
 
     def update(
-        updates, state, params=None, *, value_fn=None, curvature_value_fn=None, grad=None, **unused
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        value_fn: Any = None,
+        curvature_value_fn: Any = None,
+        grad: Any = None,
+        **unused: Any,
     ):
         del unused
         extra_args.require(name, params=params, value_fn=value_fn)

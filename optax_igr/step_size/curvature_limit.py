@@ -18,7 +18,7 @@ References:
   <https://arxiv.org/abs/2103.00065>`_, 2021
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -102,7 +102,14 @@ def limit_by_curvature(
         )
 
     def update(
-        updates, state, params=None, *, value_fn=None, curvature_value_fn=None, grad=None, **unused
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        value_fn: Any = None,
+        curvature_value_fn: Any = None,
+        grad: Any = None,
+        **unused: Any,
     ):
         del unused
         extra_args.require(_NAME, params=params, value_fn=value_fn)

@@ -59,7 +59,10 @@ class AdaptScaleState(NamedTuple):
 
 
 def scale_signal(
-    signal: str, step: chex.ArrayTree, gradient: chex.ArrayTree, scale: ArrayLike = 1.0
+    signal: str,
+    step: chex.ArrayTree,
+    gradient: chex.ArrayTree,
+    scale: hyperparameters.Scalar = 1.0,
 ) -> jax.Array:
     r"""Returns what moves the log-scale up: how far a step :math:`s\,u` and the next gradient point apart.
 
@@ -182,7 +185,7 @@ def adapt_scale(
             inner_state=inner.init(params),
         )
 
-    def update(updates, state, params=None, *, grad=None, **extra):
+    def update(updates: Any, state: Any, params: Any = None, *, grad: Any = None, **extra: Any):
         needed = {"params": params} if max_relative_update is not None else {}
         if first_step is not None:
             needed = {"params": params, "value_fn": extra.get("value_fn")}
