@@ -111,6 +111,16 @@ def adapt_scale(
     - `max_relative_update` bounds :math:`\|s u\| / \|\theta\|` over the whole tree, and folds what it takes off into
       the scale.
 
+    .. note::
+      Measured on scikit-learn's digits with a rate of 0.03, initial rates 1e-6 to 1e2. With a measured first step the
+      initial rate cancels, and the question is how good the method is: around Adam (batch 64, 600 steps, against Adam
+      under a cosine decay at its best rate) a training loss of 0.03 against 0.015 on logistic regression, 7e-4
+      against 5.5e-4 on a ReLU network of three layers, 2e-4 to 7e-3 against 7e-4 on one of seven. On the network of
+      three layers and batches of 16 it is weaker: 0.07 to 0.24 around Adam, and 0.08 to 1.3 around heavy ball, where a
+      constant rate of 0.03 gives 0.07. The cap alone (0.1, no `value_fn`, 400 steps) rescues every rate that is too
+      large (1e-2 to 1e2: 0.001 to 0.004) and none that is far too small (1e-6 ends at 2.0). On weights that start at
+      zero the cap slows: 0.17 on logistic regression.
+
     Args:
       inner: any optimizer, the sign of descent included. It gets all extra arguments.
       scale_rate: :math:`\gamma`, a number or a schedule. At 0, without the two options, the updates are those of
