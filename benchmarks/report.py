@@ -55,7 +55,7 @@ def tables(
         )
         for i in (*range(names), *block):
             left = head[i] in ("problem", "technique")
-            minimum = max(len(row[i]) for row in rows)
+            minimum = widths[i] - 3
             table.add_column(head[i], justify="left" if left else "right", min_width=minimum)
         for row in rows:
             table.add_row(*(row[i] for i in (*range(names), *block)))
