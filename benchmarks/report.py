@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def tables(
         )
         for i in (*range(names), *block):
             left = head[i] in ("problem", "technique")
-            minimum = max(len(row[i]) for row in rows)
-            table.add_column(head[i], justify="left" if left else "right", min_width=minimum)
+            title_lines = textwrap.fill(head[i], widths[i] - 3)
+            table.add_column(title_lines, justify="left" if left else "right", no_wrap=True)
         for row in rows:
             table.add_row(*(row[i] for i in (*range(names), *block)))
         made.append(table)
