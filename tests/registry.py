@@ -138,6 +138,7 @@ FULL = ("value_fn", "full_value_fn")
 OVERLAP = ("overlap_value_fn",)
 OUTPUTS = ("outputs_fn", "output_loss_fn")
 DIRECTION = {"base_on_targets": optax.sgd(5e-3)}
+GAUSS_NEWTON = {"curvature": "gauss_newton", "damping": 1.0}
 NEWTON = {"static_args": ("max_steps",), "without_reverse_mode": True, **DIRECTION}
 LIMITED = {"static_args": ("memory_size",), **DIRECTION}
 STOCHASTIC = {"static_args": ("memory_size", "pair_interval"), **DIRECTION}
@@ -174,7 +175,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.add_spectral_decay, {"coefficient": 1e-3}, static_args=("power_steps",), complex_as="phase"),
     Entry(igr.extrapolated_gradient_penalty, MU, place=wrapper, eval_params=igr.extrapolation_eval_params, **DELAYED),
     Entry(igr.scale_by_newton_cg, {}, VALUE, **NEWTON),
-    Entry(igr.scale_by_newton_cg, {"curvature": "gauss_newton", "damping": 1.0}, OUTPUTS, variant="gauss_newton", **NEWTON),
+    Entry(igr.scale_by_newton_cg, GAUSS_NEWTON, OUTPUTS, variant="gauss_newton", **NEWTON),
     Entry(igr.newton_cg, {"learning_rate": 0.1}, VALUE, place=alias, **NEWTON),
     Entry(igr.scale_by_stochastic_lbfgs, PAIRS, CURVATURE, **STOCHASTIC),
     Entry(igr.scale_by_stochastic_lbfgs, {**POWELL, "pair_interval": 1}, CURVATURE, variant="powell", **STOCHASTIC),

@@ -29,6 +29,7 @@ References:
   <https://papers.nips.cc/paper/2014/hash/e49b8b4053df9505e1f48c3a701c0682-Abstract.html>`_, 2014
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -112,7 +113,6 @@ def push(
     step: chex.ArrayTree,
     gradient_change: chex.ArrayTree,
     *,
-    is_pair: bool | jax.Array = True,
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
 ) -> LBFGSMemory:
@@ -122,7 +122,6 @@ def push(
       memory: the memory so far.
       step: s, a tree like the parameters.
       gradient_change: y, likewise.
-      is_pair: False if there is none yet; then nothing happens, and nothing is counted.
       min_cosine: the least cosine of the angle between s and y.
       powell_damping: c, see :func:`damped_gradient_change`; None damps nothing. The first pair, which meets no B
         yet, is never damped.
@@ -130,30 +129,39 @@ def push(
     Returns:
       The memory with the pair, or the same memory with one more rejection.
     """
-    if powell_damping is not None:
-        curved = apply_inverse(memory, step)
-        damped = damped_gradient_change(step, gradient_change, curved, powell_damping)
-        gradient_change = _where(memory.pair_count > 0, damped, trees.widen(gradient_change))
-    # What is judged, and what the products are made of, is the pair as it is stored.
-    step = _cast_to_history(step, memory.steps)
-    gradient_change = _cast_to_history(gradient_change, memory.gradient_changes)
-    is_acceptable = _is_acceptable(step, gradient_change, min_cosine)
-    accepted = jnp.logical_and(is_pair, is_acceptable)
-    rejected = jnp.logical_and(is_pair, ~is_acceptable)
-
-    slot = memory.pair_count % _size(memory)
-    step = _where(accepted, step, _pair(memory.steps, slot))
-    gradient_change = _where(accepted, gradient_change, _pair(memory.gradient_changes, slot))
-    pushed = memory._replace(
-        steps=_set(memory.steps, step, slot),
-        gradient_changes=_set(memory.gradient_changes, gradient_change, slot),
+    return push_if(
+        True,
+        memory,
+        lambda: (step, gradient_change),
+        min_cosine=min_cosine,
+        powell_damping=powell_damping,
     )
-    products = memory.products
-    for index, vector in ((slot, step), (_size(memory) + slot, gradient_change)):
-        row = _products_with(pushed, vector)
-        products = products.at[index, :].set(row).at[:, index].set(row)
-    return pushed._replace(
-        products=jnp.where(accepted, products, memory.products),
+
+
+def push_if(
+    condition: bool | jax.Array,
+    memory: LBFGSMemory,
+    make_pair: Callable[[], tuple[chex.ArrayTree, chex.ArrayTree]],
+    *,
+    min_cosine: Scalar = 1e-4,
+    powell_damping: Scalar | None = None,
+) -> LBFGSMemory:
+    """Makes a pair and pushes it where the condition holds, under `jax.lax.cond`; see :func:`push`."""
+
+    def offered():
+        return _entry(memory, *make_pair(), min_cosine, powell_damping)
+
+    def none():
+        counts = jnp.zeros([], bool), jnp.zeros([], bool)
+        return (*_oldest(memory), memory.products, *counts)
+
+    # What leaves the branch is what a pair changes, not the histories: those would be copied, in either branch.
+    step, change, products, accepted, rejected = jax.lax.cond(condition, offered, none)
+    slot = memory.pair_count % _size(memory)
+    return LBFGSMemory(
+        steps=_set(memory.steps, step, slot),
+        gradient_changes=_set(memory.gradient_changes, change, slot),
+        products=products,
         pair_count=memory.pair_count + accepted.astype(jnp.int32),
         rejected_count=memory.rejected_count + rejected.astype(jnp.int32),
     )
@@ -276,13 +284,50 @@ def _gram(memory, vector):
     return trees.add(trees.scale(gamma, vector), _combine(memory, coefficients, vector))
 
 
-def _is_acceptable(step, gradient_change, min_cosine):
-    curvature = trees.inner_product(step, gradient_change)
-    lengths = [jnp.sqrt(trees.squared_norm(v)) for v in (step, gradient_change)]
+def _entry(memory, step, gradient_change, min_cosine, powell_damping):
+    """Returns what the oldest slot and the products become, and whether the pair is accepted or rejected."""
+    if powell_damping is not None:
+        curved = apply_inverse(memory, step)
+        damped = damped_gradient_change(step, gradient_change, curved, powell_damping)
+        gradient_change = _where(memory.pair_count > 0, damped, trees.widen(gradient_change))
+    # What is judged, and what the products are made of, is the pair as it is stored.
+    step = _cast_to_history(step, memory.steps)
+    gradient_change = _cast_to_history(gradient_change, memory.gradient_changes)
+    squared_step, curvature, squared_change = (
+        trees.inner_product(*pair).astype(memory.products.dtype)
+        for pair in ((step, step), (step, gradient_change), (gradient_change, gradient_change))
+    )
+    accepted = _is_acceptable(squared_step, curvature, squared_change, min_cosine)
+
+    slot = memory.pair_count % _size(memory)
+    other = _size(memory) + slot
+    products = memory.products
+    for index, vector, with_step, with_change in (
+        (slot, step, squared_step, curvature),
+        (other, gradient_change, curvature, squared_change),
+    ):
+        row = _products_with(memory, vector).at[slot].set(with_step).at[other].set(with_change)
+        products = products.at[index, :].set(row).at[:, index].set(row)
+    old_step, old_change = _oldest(memory)
+    return (
+        _where(accepted, step, old_step),
+        _where(accepted, gradient_change, old_change),
+        jnp.where(accepted, products, memory.products),
+        accepted,
+        ~accepted,
+    )
+
+
+def _is_acceptable(squared_step, curvature, squared_change, min_cosine):
     safe = jnp.where(curvature > 0, curvature, 1)
-    numbers = jnp.stack([curvature, *lengths, 1 / safe, lengths[1] ** 2 / safe])
-    is_positive = curvature > min_cosine * lengths[0] * lengths[1]
-    return is_positive & jnp.all(jnp.isfinite(numbers)) & (lengths[1] ** 2 > 0)
+    numbers = jnp.stack([squared_step, curvature, squared_change, 1 / safe, squared_change / safe])
+    is_positive = curvature > min_cosine * jnp.sqrt(squared_step) * jnp.sqrt(squared_change)
+    return is_positive & jnp.all(jnp.isfinite(numbers)) & (squared_change > 0)
+
+
+def _oldest(memory):
+    slot = memory.pair_count % _size(memory)
+    return _pair(memory.steps, slot), _pair(memory.gradient_changes, slot)
 
 
 def _initial_scale(memory):

@@ -67,8 +67,8 @@ def scale_by_multibatch_lbfgs(
 
     Returns:
       A transform whose `update` needs `params` and `overlap_value_fn`, the loss on the samples that this batch shares
-      with the one before (in the first update any loss: there is no pair yet). `state.memory` tells how many pairs were
-      accepted and rejected.
+      with the one before (not evaluated in the first update: there is no pair yet). `state.memory` tells how many
+      pairs were accepted and rejected.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -111,12 +111,10 @@ def scale_by_multibatch_lbfgs(
         extra_args.require(name, params=params, overlap_value_fn=overlap_value_fn)
         trees.check_like(name, params, updates=updates)
         trees.check_like(name, params, **{"last_params of the state": state.last_params})
-        step, change = overlap_pair(overlap_value_fn, params, state.last_params)
-        memory = lbfgs_memory.push(
+        memory = lbfgs_memory.push_if(
+            state.count > 0,
             state.memory,
-            step,
-            change,
-            is_pair=state.count > 0,
+            lambda: overlap_pair(overlap_value_fn, params, state.last_params),
             min_cosine=min_cosine,
             powell_damping=powell_damping,
         )

@@ -191,30 +191,19 @@ def stochastic_lbfgs(
         trees.check_like(transform, params, updates=updates)
         trees.check_state_like(transform, params, mean_params=state.mean_params)
         direction = lbfgs_memory.apply(state.memory, updates, options.form)
-        mean, last_mean, memory = state.mean_params, state.last_mean_params, state.memory
         in_block = state.count % pair_interval
-        mean = mean_with(mean, params, in_block)
-
-        def within_a_block():
-            return last_mean, memory
-
-        def first_block_ends():
-            return mean, memory
-
-        def block_ends():
-            step, change = averaged_pair(curvature_value_fn, mean, last_mean, params, hvp)
-            pushed = lbfgs_memory.push(
-                memory,
-                step,
-                change,
-                min_cosine=options.min_cosine,
-                powell_damping=options.powell_damping,
-            )
-            return mean, pushed
-
+        mean = mean_with(state.mean_params, params, in_block)
         is_last = in_block == pair_interval - 1
-        branch = jnp.where(is_last, jnp.where(state.count < pair_interval, 1, 2), 0)
-        last_mean, memory = jax.lax.switch(branch, (within_a_block, first_block_ends, block_ends))
+        memory = lbfgs_memory.push_if(
+            is_last & (state.count >= pair_interval),
+            state.memory,
+            lambda: averaged_pair(curvature_value_fn, mean, state.last_mean_params, params, hvp),
+            min_cosine=options.min_cosine,
+            powell_damping=options.powell_damping,
+        )
+        last_mean = jax.tree.map(
+            lambda new, old: jnp.where(is_last, new, old), mean, state.last_mean_params
+        )
         return trees.cast_like(direction, params), StochasticLBFGSState(
             optax.safe_increment(state.count), mean, last_mean, memory
         )

@@ -1,5 +1,7 @@
 """The memory against dense BFGS matrices in float64, at every offset of its ring buffer."""
 
+import re
+
 import chex
 import jax
 import jax.flatten_util
@@ -115,8 +117,35 @@ def test_a_rejected_pair_leaves_every_bit_and_is_counted(filling, reason):
         chex.assert_trees_all_equal(
             found._replace(rejected_count=0), memory._replace(rejected_count=0)
         )
-        unoffered = push(memory, unravel(s), unravel(y), is_pair=False)
-        chex.assert_trees_all_equal(unoffered, memory)
+
+
+def test_a_pair_that_is_not_due_is_neither_made_nor_counted(filling):
+    made = []
+
+    def make_pair():
+        jax.debug.callback(lambda: made.append(True))
+        return tuple(map(unravel, pairs_of_a_quadratic(1)[0]))
+
+    push_if = jax.jit(lambda condition, memory: lbfgs_memory.push_if(condition, memory, make_pair))
+    memory, _ = filling[-1]
+    chex.assert_trees_all_equal(push_if(False, memory), memory)
+    jax.effects_barrier()
+    assert made == []
+    assert push_if(True, memory).pair_count == memory.pair_count + 1
+
+
+def test_the_histories_are_updated_in_place():
+    params = {"w": jnp.zeros([5000]), "b": jnp.zeros([100, 30])}
+    memory = lbfgs_memory.init(params, 4)
+
+    def update(memory, condition, vector):
+        memory = lbfgs_memory.push_if(condition, memory, lambda: (vector, vector))
+        return memory, lbfgs_memory.apply(memory, vector)
+
+    compiled = jax.jit(update, donate_argnums=0).lower(memory, True, params).compile()
+    history = r"f64\[4,(5000|100,30)\]"
+    assert re.search(history, compiled.as_text())
+    assert re.findall(history + r"\S* copy\(", compiled.as_text()) == []
 
 
 def test_the_guard_is_the_angle_alone():
