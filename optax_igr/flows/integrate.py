@@ -26,7 +26,8 @@ def integrate(
 
     Dormand and Prince's method of order 8 with adaptive steps. It is an explicit method: on a
     stiff field, whose largest curvature times `duration` is in the thousands, it takes a number
-    of steps in proportion and reports when `max_steps` are not enough.
+    of steps in proportion and reports when `max_steps` are not enough. Sharded parameters need a
+    mesh with axes of the type `Auto`: diffrax's loop does not take explicit ones.
 
     Args:
       field: a function from the parameters to their velocity, a tree of the same structure.
@@ -37,7 +38,7 @@ def integrate(
         duration), an array of shape `(n,)`; None for the end alone.
       rtol: relative tolerance of a step. A tolerance below ten roundings of the parameters' dtype
         is raised to that, because no step could meet it.
-      atol: absolute tolerance of a step, likewise.
+      atol: absolute tolerance of a step.
       max_steps: how many steps, rejected ones counted, may be taken.
 
     Returns:
