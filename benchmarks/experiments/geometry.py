@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 import jax.numpy as jnp
+import optax
 
 import optax_igr
 from benchmarks import figures
@@ -32,10 +33,22 @@ THRESHOLD = 1e-3
 SPARSE = "sparse_"
 
 
+# A bias is neither sparse nor in the ball of the weights.
+BIAS_RATE = 0.5
+
+
 def _eg_plus_minus(total: float, name: str) -> Technique:
+    def make(learning_rate: Any, num_steps: int) -> optax.GradientTransformation:
+        del num_steps
+        links = {
+            "weight": optax_igr.eg_plus_minus(learning_rate, total=total),
+            "bias": optax.sgd(BIAS_RATE),
+        }
+        return optax.partition(links, lambda params: {name: name for name in params})
+
     return Technique(
         name,
-        lambda h, n: optax_igr.eg_plus_minus(h, total=total),
+        make,
         tuple(0.0125 * 2.0**k for k in range(12)),
         f"EG± with the total {total:g}",
     )
