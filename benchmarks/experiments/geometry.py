@@ -40,7 +40,7 @@ BIAS_RATE = 0.5
 def _eg_plus_minus(total: float, name: str) -> Technique:
     def make(learning_rate: Any, num_steps: int) -> optax.GradientTransformation:
         del num_steps
-        links = {
+        links: dict[Any, Any] = {
             "weight": optax_igr.eg_plus_minus(learning_rate, total=total),
             "bias": optax.sgd(BIAS_RATE),
         }

@@ -312,7 +312,7 @@ def next_log_scale(
 
 def measured_log_scale(
     value_fn: Any,
-    params: chex.ArrayTree,
+    params: Any,
     updates: chex.ArrayTree,
     gradient: chex.ArrayTree,
     log_scale: chex.ArrayTree,
