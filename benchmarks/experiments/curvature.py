@@ -40,7 +40,7 @@ def on_full_batch_every(
     def init(params):
         return jnp.zeros([], jnp.int32), optimizer.init(params)
 
-    def update(updates, state, params=None, *, full_value_fn: Any = None, **extra):
+    def update(updates, state, params: Any = None, *, full_value_fn: Any = None, **extra):
         del extra
         count, inner = state
 
