@@ -344,7 +344,7 @@ def _general_operator(num_inputs, num_outputs):
 
 def _conv_operator(path, module, input_shape):
     num_axes = len(input_shape)
-    padding = module.padding
+    padding: Any = module.padding
     if padding == "CAUSAL":
         extent = (_as_tuple(module.kernel_size)[0] - 1) * _per_axis(module.kernel_dilation, 1)[0]
         padding = ((extent, 0),)

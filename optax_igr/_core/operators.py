@@ -313,7 +313,8 @@ def conv_operator(
     if isinstance(padding, str):
         hyperparameters.check_choice(name, "padding", padding, PADDINGS)
     else:
-        padding = tuple(_integers(name, "padding", pair, at_least=0, length=2) for pair in padding)
+        pairs = [_integers(name, "padding", pair, at_least=0, length=2) for pair in padding]
+        padding = tuple((before, after) for before, after in pairs)
         if len(padding) != len(shape):
             raise ValueError(
                 f"{name}: `padding` must be one of {', '.join(map(repr, PADDINGS))} or "

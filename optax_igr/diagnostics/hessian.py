@@ -113,6 +113,7 @@ def sharpness(
     )
     lanczos = decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
     _, projected, residual, _ = lanczos(product, trees.unit(start)[0])
+    projected = jnp.asarray(projected)
     diagonal, below = jnp.diagonal(projected), jnp.diagonal(projected, -1)
     last = jnp.sqrt(trees.squared_norm(residual)).astype(diagonal.dtype)
     eigenvalue, error = _largest_ritz_value(diagonal, below, last)
