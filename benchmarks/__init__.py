@@ -1,0 +1,4 @@
+"""Trajectories compared: every technique and peer on the same problems, with the same seeds.
+
+`python -m benchmarks` runs the main comparison; `python -m benchmarks --help` lists the others.
+"""

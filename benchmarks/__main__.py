@@ -1,0 +1,354 @@
+"""The command line: `python -m benchmarks`."""
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import rich.console
+import rich.progress
+import typer
+
+from benchmarks import compare, records, report, steps
+from benchmarks import data as data_
+from benchmarks import experiment as experiments_
+from benchmarks import problems as problems_
+from benchmarks import results as results_
+from benchmarks import sweep_speed as sweep_speed_
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.problems import PROBLEMS
+from benchmarks.techniques import TECHNIQUES, named
+
+console = rich.console.Console()
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_show_locals=False,
+    help="Compare gradient transformations. Without a command it runs `penalties`, the main "
+    "comparison: five seeds each on scikit-learn's digits, in under two minutes on two cores.",
+)
+
+MAIN = "penalties"
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _check_techniques(text: str | None) -> str | None:
+    try:
+        named(_split(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
+def _check_rates(text: str | None) -> str | None:
+    for part in _split(text):
+        try:
+            positive = 0 < float(part) < float("inf")
+        except ValueError:
+            positive = False
+        if not positive:
+            raise typer.BadParameter(f"{part!r} is not a positive number.")
+    return text
+
+
+def _check_problems(text: str | None) -> str | None:
+    try:
+        problems_.check(_split(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
+def _check_limits(texts: list[str]) -> list[str]:
+    try:
+        for text in texts:
+            compare.parse_limit(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return texts
+
+
+Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each technique and rate.")]
+Rates = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RATE,...",
+        callback=_check_rates,
+        help="Learning rates for every technique, instead of the experiment's own.",
+    ),
+]
+Techniques = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        callback=_check_techniques,
+        help="Techniques to run, instead of the experiment's own: " + ", ".join(TECHNIQUES) + ".",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="OPTAX_IGR_DATA",
+        exists=True,
+        file_okay=False,
+        help="Folder of data files; with MNIST's IDX files in it the main comparison runs on MNIST.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        help="Folder for the results; runs already recorded there are not run again. "
+        "Default: a new folder in results/.",
+    ),
+]
+Problems = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        callback=_check_problems,
+        help="Problems to run, instead of the experiment's own: " + ", ".join(PROBLEMS) + ".",
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Steps of a run, instead of the problem's own.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    seeds: Seeds = 5,
+    learning_rates: Rates = None,
+    techniques: Techniques = None,
+    data_dir: DataDir = None,
+    problems: Problems = None,
+    num_steps: Steps = None,
+    out: Out = None,
+) -> None:
+    if context.invoked_subcommand is None:
+        _run(MAIN, seeds, learning_rates, techniques, data_dir, problems, num_steps, out)
+
+
+def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out):
+    experiment = EXPERIMENTS[name]
+    folder = out or _new_folder(name)
+    with _progress() as advance, _readable_errors():
+        runs = experiments_.run(
+            experiment,
+            folder / "records.jsonl",
+            seeds=seeds,
+            techniques=named(_split(techniques)) if techniques else None,
+            learning_rates=[float(r) for r in _split(learning_rates)] if learning_rates else None,
+            data_dir=data_dir,
+            problems=problems_.named(_split(problems), data_dir) if problems else None,
+            num_steps=num_steps,
+            progress=advance,
+        )
+    _print_table(experiment.question, *report.cells(experiment, runs))
+    console.print(experiment.headline(runs), highlight=False)
+    path = report.write(experiment, runs, folder)
+    console.print(f"\nreport: {path.resolve()}\nrecords: {(folder / 'records.jsonl').resolve()}")
+
+
+def _command(name):
+    def command(
+        seeds: Seeds = 5,
+        learning_rates: Rates = None,
+        techniques: Techniques = None,
+        data_dir: DataDir = None,
+        problems: Problems = None,
+        num_steps: Steps = None,
+        out: Out = None,
+    ) -> None:
+        _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out)
+
+    return command
+
+
+for _name, _experiment in EXPERIMENTS.items():
+    app.command(_name, help=_experiment.question)(_command(_name))
+
+
+@app.command("steps", help="What a step costs beside a plain gradient step.")
+def step_costs(
+    techniques: Techniques = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each step is timed.")] = 9,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a step.")] = steps.BATCH_SIZE,
+    widths: Annotated[
+        str, typer.Option(metavar="N,...", help="Widths of the fully connected network.")
+    ] = ",".join(map(str, steps.WIDTHS)),
+    out: Out = None,
+) -> None:
+    chosen = named(_split(techniques) or steps.DEFAULT)
+    with console.status("") as status:
+        costs = steps.measure(
+            chosen,
+            widths=[int(w) for w in _split(widths)],
+            batch_size=batch_size,
+            rounds=rounds,
+            progress=status.update,
+        )
+    _print_table("One step beside plain gradient descent", *steps.cells(costs))
+    path = steps.write(costs, out or _new_folder("steps"))
+    console.print(f"records: {path.resolve()}")
+
+
+@app.command("sweep-speed", help="Time a sweep as one program beside a Python loop over one step.")
+def sweep_speed(
+    runs: Annotated[
+        str, typer.Option(metavar="N,...", help="Numbers of runs, multiples of five.")
+    ] = "40,400",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a run.")] = 20,
+    loop_runs: Annotated[
+        int | None, typer.Option(min=1, help="Time the loop on so many runs and scale its time up.")
+    ] = None,
+    out: Out = None,
+) -> None:
+    with console.status("") as status:
+        found = [
+            sweep_speed_.measure(int(n), epochs=epochs, loop_runs=loop_runs, progress=status.update)
+            for n in _split(runs)
+        ]
+    head = ["runs", "program s", "compile s", "loop s", "speed-up", "with compilation", "ms a run"]
+    rows = [
+        [
+            str(f.runs),
+            f"{f.program_seconds:.2f}",
+            f"{f.program_compile_seconds:.2f}",
+            f"{f.loop_seconds:.2f}",
+            f"{f.speedup:.2f}",
+            f"{f.speedup_with_compilation:.2f}",
+            f"{1e3 * f.program_seconds / f.runs:.1f}",
+        ]
+        for f in found
+    ]
+    _print_table("A sweep as one program, and as a loop", head, rows)
+    path = (out or _new_folder("sweep-speed")) / "sweep_speed.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    environment = records.environment()
+    lines = [json.dumps(f._asdict() | {"environment": environment}) for f in found]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    console.print(f"records: {path.resolve()}")
+
+
+@app.command("download", help="Fetch the public data files: mnist, libsvm, text, or all of them.")
+def download(
+    what: Annotated[str, typer.Argument(metavar="[FOLDER]")] = "all",
+    data_dir: Annotated[
+        Path, typer.Option(envvar="OPTAX_IGR_DATA", file_okay=False, help="Where to put them.")
+    ] = Path("data"),
+) -> None:
+    folders = sorted({f.folder for f in data_.FILES.values()})
+    if what not in ("all", *folders):
+        raise typer.BadParameter(f"{what!r} is not one of all, {', '.join(folders)}.")
+    with _readable_errors():
+        for file in data_.FILES.values():
+            if what in ("all", file.folder):
+                console.print(f"{data_.download(data_dir, file.name)}  {file.checksum}")
+
+
+@app.command("results", help="Write RESULTS.md from committed records.")
+def results(
+    folder: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Holds <experiment>.jsonl files.")
+    ] = Path(__file__).parent / "recorded",
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")] = Path(
+        __file__
+    ).parent
+    / "RESULTS.md",
+) -> None:
+    sources = [
+        (EXPERIMENTS[p.stem], p) for p in sorted(folder.glob("*.jsonl")) if p.stem in EXPERIMENTS
+    ]
+    if not sources:
+        raise typer.BadParameter(f"{folder} has no {' or '.join(EXPERIMENTS)}.jsonl.")
+    with _readable_errors():
+        results_.write(out, sources)
+    console.print(f"{out.resolve()}")
+
+
+@app.command("diff", help="Compare two records.jsonl; exit with 1 where a limit is passed.")
+def diff(
+    before: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    after: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    fail: Annotated[
+        list[str] | None,
+        typer.Option(
+            callback=lambda texts: _check_limits(texts or []),
+            help="MEASURE:PERCENT%, such as steps_to_target:10%; may be repeated. Measures: "
+            + ", ".join(compare.MEASURES)
+            + ".",
+        ),
+    ] = None,
+) -> None:
+    limits = {limit.measure: limit for limit in map(compare.parse_limit, fail or [])}
+    measures = list(limits) or list(compare.MEASURES)
+    with _readable_errors():
+        found = compare.differences(records.read(before), records.read(after), measures)
+    failed = [d for d in found if d.measure in limits and d.growth > limits[d.measure].growth]
+    head = ["problem", "technique", "rate", "measure", "before", "after", "change"]
+    rows = [
+        [
+            d.problem,
+            d.technique,
+            f"{d.learning_rate:.3g}",
+            d.measure,
+            f"{d.before:.4g}",
+            f"{d.after:.4g}",
+            f"{100 * d.growth:+.1f} %" + (" ✗" if d in failed else ""),
+        ]
+        for d in found
+    ]
+    if not rows:
+        console.print("the two files have no technique, problem and rate in common")
+        raise typer.Exit(1 if limits else 0)
+    _print_table(f"{before} → {after}", head, rows)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
+    for table in report.tables(title, head, rows, console.width):
+        console.print(table)
+
+
+def _new_folder(name: str) -> Path:
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    return Path("results") / f"{name}-{now}"
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator:
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
+
+
+@contextlib.contextmanager
+def _readable_errors() -> Iterator:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("OPTAX_IGR_TRACEBACK"):
+            raise
+        raise typer.BadParameter(str(error)) from error
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

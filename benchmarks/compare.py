@@ -1,0 +1,75 @@
+"""Two sets of records compared, with a verdict for continuous integration."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from benchmarks import statistics as stats
+from benchmarks.experiments.optimizers import steps
+from benchmarks.records import Record, groups
+
+# How a measure is read from a record; of each, more is worse.
+MEASURES = {
+    "steps_to_target": steps,
+    "train_loss": lambda r: r.final["train_loss"],
+    "test_loss": lambda r: r.final["test_loss"],
+    "test_error": lambda r: 1 - r.final["test_accuracy"],
+    "seconds_per_step": lambda r: r.seconds_per_step,
+    "gradients_per_step": lambda r: r.gradients_per_step,
+}
+
+
+class Limit(NamedTuple):
+    """A measure and the relative growth of its median that counts as a failure."""
+
+    measure: str
+    growth: float
+
+
+class Difference(NamedTuple):
+    """One technique's medians in the two sets."""
+
+    problem: str
+    technique: str
+    learning_rate: float
+    measure: str
+    before: float
+    after: float
+
+    @property
+    def growth(self) -> float:
+        """The relative change; a target that is missed only now is infinite, one missed twice is none."""
+        if self.before == self.after:
+            return 0.0
+        return self.after / self.before - 1 if self.before else float("inf")
+
+
+def parse_limit(text: str) -> Limit:
+    """Parses `steps_to_target:10%`."""
+    match = re.fullmatch(r"(\w+):(\d+(?:\.\d+)?)%", text.strip())
+    if not match or match[1] not in MEASURES:
+        raise ValueError(
+            f"{text!r} is not MEASURE:PERCENT%, such as steps_to_target:10%; the measures are "
+            f"{', '.join(MEASURES)}."
+        )
+    return Limit(match[1], float(match[2]) / 100)
+
+
+def differences(
+    before: Sequence[Record], after: Sequence[Record], measures: Sequence[str]
+) -> list[Difference]:
+    """Compares the medians over the seeds of every technique and rate that both sets have."""
+    first, second = groups(before), groups(after)
+    found = []
+    for key in [key for key in first if key in second]:
+        for measure in measures:
+            read = MEASURES[measure]
+            try:
+                medians = [
+                    stats.median_and_quartiles([read(r) for r in runs]).estimate
+                    for runs in (first[key], second[key])
+                ]
+            except KeyError:
+                continue
+            found.append(Difference(*key, measure, *medians))
+    return found

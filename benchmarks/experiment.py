@@ -1,0 +1,181 @@
+"""What an experiment is, and the one way to run it: every technique, rate and seed that is not on record."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import altair as alt
+
+from benchmarks import records, runner, steps
+from benchmarks.problems.problem import Problem
+from benchmarks.records import Record
+from benchmarks.technique import Technique
+
+NUM_POINTS = 25
+
+
+class Entry(NamedTuple):
+    """A technique in an experiment, at these learning rates; None takes the technique's own grid."""
+
+    technique: Technique
+    learning_rates: Sequence[float] | None = None
+
+
+class Column(NamedTuple):
+    """A column of the table.
+
+    Attributes:
+      title: its head.
+      about: one sentence for the reader.
+      cell: the text for the seeds of one technique and rate, given all records too.
+    """
+
+    title: str
+    about: str
+    cell: Callable[[list[Record], list[Record]], str]
+
+
+class Figure(NamedTuple):
+    """A figure: one chart serves the PNG and the report."""
+
+    name: str
+    title: str
+    caption: str
+    chart: alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.FacetChart
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A question, the runs that answer it, and how the answer is shown.
+
+    Attributes:
+      name: the sub-command.
+      question: the title of the report.
+      about: a paragraph below it.
+      problems: `data_dir -> problems`.
+      entries: what is compared.
+      columns: of the table.
+      headline: the answer in a sentence or two, computed from the records.
+      figures: of the report, computed from the records.
+      row_per_rate: a row of the table for each rate; else one for all rates of a technique.
+    """
+
+    name: str
+    question: str
+    about: str
+    problems: Callable[[Path | None], Sequence[Problem]]
+    entries: Sequence[Entry]
+    columns: Sequence[Column]
+    headline: Callable[[list[Record]], str]
+    figures: Callable[[list[Record]], list[Figure]]
+    row_per_rate: bool = True
+
+
+def run(
+    experiment: Experiment,
+    path: Path,
+    *,
+    seeds: int = 5,
+    techniques: Sequence[Technique] | None = None,
+    learning_rates: Sequence[float] | None = None,
+    data_dir: Path | None = None,
+    problems: Sequence[Problem] | None = None,
+    num_steps: int | None = None,
+    progress: Callable[[str, float], None] = lambda what, fraction: None,
+) -> list[Record]:
+    """Runs what is not in the records at `path` yet, appends it, and returns the records asked for.
+
+    Args:
+      experiment: what to run.
+      path: the JSON lines.
+      seeds: the number of seeds.
+      techniques: None takes the experiment's own; one that is not among them runs on its own grid.
+      learning_rates: None takes the experiment's own; given, every technique runs at each of them.
+      data_dir: where the data files are.
+      problems: None takes the experiment's own.
+      num_steps: None takes each problem's own.
+      progress: told what runs, and the fraction done of all.
+    """
+    known = {r.key: r for r in records.read(path)}
+    problems = list(experiment.problems(data_dir) if problems is None else problems)
+    entries = chosen(experiment, techniques, learning_rates)
+    total, done, asked = len(problems) * len(entries), 0, []
+    for problem in problems:
+        length = num_steps or problem.num_steps
+        for entry in entries:
+            label = f"{entry.technique.name} on {problem.name}"
+            progress(label, done / total)
+
+            def advance(fraction, label=label, done=done):
+                progress(label, (done + fraction) / total)
+
+            planned = [
+                runner.Run(entry.technique, rate, seed)
+                for rate in entry.learning_rates or entry.technique.learning_rates
+                for seed in range(seeds)
+            ]
+            keys = [_key(problem, r, length) for r in planned]
+            missing = [r for r, key in zip(planned, keys, strict=True) if key not in known]
+            new = _records(problem, missing, length, advance) if missing else []
+            records.append(path, new)
+            known |= {r.key: r for r in new}
+            asked += keys
+            done += 1
+    progress("done", 1.0)
+    return [known[key] for key in asked]
+
+
+def chosen(
+    experiment: Experiment,
+    techniques: Sequence[Technique] | None = None,
+    learning_rates: Sequence[float] | None = None,
+) -> list[Entry]:
+    """Returns the entries to run: the experiment's own, or those asked for."""
+    entries = list(experiment.entries)
+    if techniques is not None:
+        own = {entry.technique.name: entry for entry in entries}
+        entries = [own.get(t.name, Entry(t)) for t in techniques]
+    if learning_rates is not None:
+        entries = [Entry(entry.technique, tuple(learning_rates)) for entry in entries]
+    return entries
+
+
+def _records(problem, runs, num_steps, progress):
+    trajectories = runner.run_all(
+        problem, runs, num_steps=num_steps, num_points=NUM_POINTS, progress=progress
+    )
+    technique = runs[0].technique
+    gradients, products = steps.count_gradients(problem, technique, runs[0].learning_rate)
+    environment = records.environment()
+    return [
+        Record(
+            problem=problem.name,
+            settings=problem.about,
+            technique=technique.name,
+            learning_rate=t.run.learning_rate,
+            seed=t.run.seed,
+            num_steps=num_steps,
+            curve=t.curve,
+            final=t.final,
+            gradients_per_step=gradients,
+            products_per_step=products,
+            seconds_per_step=t.seconds_per_step,
+            compile_seconds=t.compile_seconds,
+            runs_in_program=t.runs_in_program,
+            environment=environment,
+            target=dataclasses.asdict(problem.target) if problem.target else None,
+        )
+        for t in trajectories
+    ]
+
+
+def _key(problem: Problem, run: runner.Run, num_steps: int) -> Any:
+    return (
+        problem.name,
+        problem.about,
+        num_steps,
+        run.technique.name,
+        float(run.learning_rate),
+        run.seed,
+    )

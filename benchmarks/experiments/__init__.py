@@ -1,0 +1,22 @@
+"""The experiments, by name: each is a small file of problems and techniques on the one runner.
+
+To add one, write a file `experiments/<name>.py` that ends in an `EXPERIMENT`:
+
+- `problems`: `data_dir -> [Problem, ...]`, from `benchmarks.problems` or made on the spot; a `Problem` is
+  a start, a loss on a batch and the measures to take;
+- `entries`: `Entry(technique, learning_rates)`, with techniques from `benchmarks.techniques.TECHNIQUES` or
+  made on the spot: `Technique(name, lambda rate, num_steps: transform, grid, "what it is")`;
+- `columns`: `Column(title, explanation, cell)`, where `cell` makes the text of one row from its records;
+- `headline`: a sentence computed from the records;
+- `figures`: `Figure(name, title, caption, chart)`, from `benchmarks.figures` or plain Altair;
+
+and name it in `EXPERIMENTS` below. The command, its options, the progress bar, resuming, the records, the
+table, the PNGs and the report come with it. There is no training loop to write.
+"""
+
+from benchmarks.experiment import Experiment
+from benchmarks.experiments import optimizers, penalties
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment for experiment in (penalties.EXPERIMENT, optimizers.EXPERIMENT)
+}

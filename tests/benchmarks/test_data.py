@@ -1,0 +1,103 @@
+import gzip
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import typer.testing
+
+from benchmarks import __main__ as command_line
+from benchmarks import data
+from benchmarks.problems import PROBLEMS, analytic, idx, logistic, named
+
+
+def test_a_missing_file_says_which_command_brings_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`python -m benchmarks download libsvm`"):
+        data.read(tmp_path, "a9a")
+    with pytest.raises(FileNotFoundError, match=r"--data-dir FOLDER .*download text"):
+        data.read(None, "tinyshakespeare.txt")
+
+
+def test_files_are_found_in_the_folder_or_its_sub_folder_gzipped_or_not(tmp_path):
+    (tmp_path / "a9a").write_bytes(b"1 1:1\n")
+    (tmp_path / "libsvm").mkdir()
+    (tmp_path / "libsvm" / "w8a.gz").write_bytes(gzip.compress(b"-1 2:1\n"))
+    assert data.read(tmp_path, "a9a") == b"1 1:1\n"
+    assert data.read(tmp_path, "w8a") == b"-1 2:1\n"
+    assert data.provenance("a9a", b"1 1:1\n").startswith(" [not the published a9a: sha256 ")
+
+
+def test_download_refuses_a_file_with_another_checksum(tmp_path):
+    (tmp_path / "tinyshakespeare.txt").write_text("To be")
+    arguments = ["download", "text", "--data-dir", str(tmp_path)]
+    result = typer.testing.CliRunner().invoke(command_line.app, arguments)
+    assert result.exit_code == 2
+    assert "checksum" in result.output + result.stderr
+    wrong = typer.testing.CliRunner().invoke(command_line.app, ["download", "imagenet"])
+    assert wrong.exit_code == 2
+    assert "libsvm, mnist, text" in " ".join((wrong.output + wrong.stderr).split())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\3\4", bytes([0, 0, 8, 1, 0, 0, 0, 9, 1, 2]), bytes([0, 0, 8, 3, 0])]
+)
+def test_what_is_not_an_idx_file_is_refused(content):
+    with pytest.raises(ValueError, match="the images"):
+        idx.parse(content, "images")
+
+
+def test_libsvm_labels_of_either_convention_become_zero_and_one():
+    for low, high in (("-1", "+1"), ("1", "2")):
+        features, labels = logistic.parse(f"{low} 1:1 3:0.5\n{high} 2:1\n".encode())
+        np.testing.assert_array_equal(features, [[1, 0, 0.5], [0, 1, 0]])
+        np.testing.assert_array_equal(labels, [0, 1])
+    with pytest.raises(ValueError, match="two labels, the file has 3"):
+        logistic.parse(b"1 1:1\n2 1:1\n3 1:1\n")
+
+
+def test_the_logistic_loss_is_that_of_its_probabilities(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 2, (20, 4))
+    lines = [
+        f"{2 * (i % 2) - 1} " + " ".join(f"{j + 1}:1" for j in range(4) if row[j] or j == 3)
+        for i, row in enumerate(rows)
+    ]
+    (tmp_path / "a9a").write_text("\n".join(lines) + "\n")
+    problem = PROBLEMS["a9a"](tmp_path)
+    params = {"weight": jnp.array([0.3, -1.0, 2.0, 0.1]), "bias": jnp.array(-0.2)}
+    x, y = problem.train["x"], problem.train["y"]
+    probability = 1 / (1 + np.exp(-(np.asarray(x) @ np.asarray(params["weight"]) - 0.2)))
+    expected = -np.mean(np.where(np.asarray(y) == 1, np.log(probability), np.log(1 - probability)))
+    expected += logistic.L2 / 2 * (0.09 + 1 + 4 + 0.01)
+    assert float(problem.loss(params, problem.train)) == pytest.approx(expected, rel=1e-5)
+    composed = problem.output_loss(problem.outputs(params, problem.train), problem.train)
+    assert float(composed) < expected
+
+
+def test_the_minima_of_the_analytic_problems_are_where_they_are_said_to_be():
+    for problem, minimum in (
+        (analytic.quadratic(dimension=5), jnp.zeros(5)),
+        (analytic.rosenbrock(dimension=4), jnp.ones(4)),
+        (analytic.scalar_product(), jnp.full(2, 0.6**0.5)),
+    ):
+        np.testing.assert_allclose(jax.grad(problem.loss)(minimum, None), 0, atol=1e-6)
+        assert float(problem.loss(minimum, None)) == pytest.approx(0, abs=1e-12)
+    curvature = jax.hessian(analytic.quadratic(dimension=5).loss)(jnp.ones(5), None)
+    eigenvalues = np.linalg.eigvalsh(curvature)
+    np.testing.assert_allclose(eigenvalues, np.geomspace(1e-3, 1, 5), rtol=1e-4, atol=1e-7)
+
+
+def test_the_transformer_predicts_from_the_past_alone(tmp_path):
+    (tmp_path / "tinyshakespeare.txt").write_text("to be or not to be, that is the question " * 20)
+    problem = PROBLEMS["shakespeare"](tmp_path, length=8, width=8, depth=1, num_heads=2)
+    params = problem.init(jax.random.key(0))
+    window = problem.train[:1]
+    before = problem.outputs(params, window)
+    # The last token read is the second last of the window: its own prediction alone may change.
+    after = problem.outputs(params, window.at[0, -2].set((window[0, -2] + 1) % 3))
+    np.testing.assert_allclose(before[0, :-1], after[0, :-1], atol=1e-6)
+    assert not np.allclose(before[0, -1], after[0, -1])
+
+
+def test_a_wrong_problem_lists_the_right_ones():
+    with pytest.raises(ValueError, match=r"unknown problem 'digit'; choose from .*digits"):
+        named(["digit"], None)

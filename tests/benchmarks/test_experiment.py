@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import experiment, records
+from benchmarks.problems.problem import Problem
+from benchmarks.techniques import TECHNIQUES
+
+
+@pytest.fixture
+def bowls():
+    def bowl(name):
+        return Problem(
+            name=name,
+            init=lambda key: jax.random.normal(key, (3,)),
+            loss=lambda params, batch: jnp.sum(params**2),
+            train=None,
+            test=None,
+            batch_size=None,
+            num_steps=5,
+            measures={"train_loss": lambda p, train, test: jnp.sum(p**2)},
+            final_measures={"train_loss": lambda p, train, test: jnp.sum(p**2)},
+            about=f"a {name} bowl",
+        )
+
+    return experiment.Experiment(
+        name="bowls",
+        question="Which way is down?",
+        about="",
+        problems=lambda data_dir: [bowl("round"), bowl("other")],
+        entries=[experiment.Entry(TECHNIQUES["sgd"], (0.1, 0.2))],
+        columns=[],
+        headline=lambda runs: "",
+        figures=lambda runs: [],
+    )
+
+
+def test_only_runs_that_are_not_on_record_are_run(bowls, tmp_path):
+    path = tmp_path / "records.jsonl"
+    first = experiment.run(bowls, path, seeds=2)
+    assert [(r.problem, r.learning_rate, r.seed) for r in first] == [
+        (problem, rate, seed)
+        for problem in ("round", "other")
+        for rate in (0.1, 0.2)
+        for seed in (0, 1)
+    ]
+    more = experiment.run(bowls, path, seeds=3, learning_rates=[0.2])
+    on_record = records.read(path)
+    assert len(on_record) == 8 + 2
+    assert {r.seed for r in on_record[8:]} == {2}
+    assert [(r.problem, r.seed) for r in more] == [
+        (problem, seed) for problem in ("round", "other") for seed in (0, 1, 2)
+    ]
+
+
+def test_gradient_descent_on_a_bowl_shrinks_by_its_factor(bowls, tmp_path):
+    for record in experiment.run(bowls, tmp_path / "records.jsonl", seeds=1):
+        start, end = record.curve["train_loss"][0], record.final["train_loss"]
+        # The rate is a float32 number.
+        assert end / start == pytest.approx((1 - 2 * record.learning_rate) ** 10, rel=1e-5)
+        assert (record.gradients_per_step, record.products_per_step) == (1, 0)
+
+
+def test_another_length_of_run_is_another_run(bowls, tmp_path):
+    path = tmp_path / "records.jsonl"
+    experiment.run(bowls, path, seeds=1)
+    experiment.run(bowls, path, seeds=1, num_steps=7)
+    assert sorted({r.num_steps for r in records.read(path)}) == [5, 7]
+
+
+def test_techniques_asked_for_keep_the_rates_of_the_experiment(bowls):
+    entries = experiment.chosen(bowls, [TECHNIQUES["adam"], TECHNIQUES["sgd"]])
+    assert [(e.technique.name, e.learning_rates) for e in entries] == [
+        ("adam", None),
+        ("sgd", (0.1, 0.2)),
+    ]
