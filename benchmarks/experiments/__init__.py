@@ -15,8 +15,9 @@ table, the PNGs and the report come with it. There is no training loop to write.
 """
 
 from benchmarks.experiment import Experiment
-from benchmarks.experiments import optimizers, penalties
+from benchmarks.experiments import optimizers, penalties, robustness
 
 EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment for experiment in (penalties.EXPERIMENT, optimizers.EXPERIMENT)
+    experiment.name: experiment
+    for experiment in (penalties.EXPERIMENT, optimizers.EXPERIMENT, robustness.EXPERIMENT)
 }
