@@ -5,8 +5,6 @@ The rooms: `penalties`, `geometry`, `curvature`, `step_size`.
 
 import importlib.metadata
 
-from optax_igr._core.operators import conv_operator as conv_operator
-from optax_igr._core.operators import matrix_operator as matrix_operator
 from optax_igr._core.value_functions import fill_masked as fill_masked
 from optax_igr._core.value_functions import microbatched as microbatched
 from optax_igr.curvature import multibatch_lbfgs as multibatch_lbfgs
@@ -33,10 +31,12 @@ from optax_igr.penalties import add_microbatch_gradient_penalty as add_microbatc
 from optax_igr.penalties import add_schatten_decay as add_schatten_decay
 from optax_igr.penalties import add_spectral_decay as add_spectral_decay
 from optax_igr.penalties import cancel_igr as cancel_igr
+from optax_igr.penalties import conv_operator as conv_operator
 from optax_igr.penalties import extrapolated_gradient_penalty as extrapolated_gradient_penalty
 from optax_igr.penalties import extrapolation_eval_params as extrapolation_eval_params
 from optax_igr.penalties import hold_igr as hold_igr
 from optax_igr.penalties import igr_coefficient as igr_coefficient
+from optax_igr.penalties import matrix_operator as matrix_operator
 from optax_igr.penalties import modified_loss as modified_loss
 from optax_igr.step_size import adapt_scale as adapt_scale
 from optax_igr.step_size import egdd as egdd

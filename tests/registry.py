@@ -13,6 +13,7 @@ from typing import Any
 import optax
 
 import optax_igr as igr
+from optax_igr import diagnostics
 from tests import problems
 
 Construct = Callable[..., optax.GradientTransformationExtraArgs]
@@ -161,6 +162,24 @@ def by_name(path, leaf):
 
 BY_DEPTH = {"decay": 0.5, "depth_fn": by_depth, "num_layers": 3}
 
+REAL = {"refuses": frozenset({"complex"})}
+POSITIVE = {"place": last, "domain": "positive", **REAL}
+SIMPLEX = {
+    "place": last,
+    "domain": "simplex",
+    "static_args": ("axis",),
+    "refuses": frozenset({"complex", "scalar leaf"}),
+}
+SLOWER = {"place": alias, "domain": "positive", "on_targets": {"learning_rate": 1e-3}, **REAL}
+BALL = {"learning_rate": 1e-2, "total": 4e3}
+IN_BALL = {"place": alias, "static_args": ("axis",), "on_targets": {"learning_rate": 1e-4, "total": 40.0}, **REAL}
+
+
+def into_ball(tree):
+    """The projection onto a ball that is large enough to be left alone."""
+    return optax.projections.projection_l2_ball(tree, 1e6)
+
+
 # fmt: off
 ENTRIES: tuple[Entry, ...] = (
     Entry(igr.add_gradient_penalty, MU, VALUE),
@@ -174,6 +193,15 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.add_schatten_decay, {"coefficient": 1e-3, "gram_steps": 2, "refresh_interval": 2}, **SCHATTEN),
     Entry(igr.add_spectral_decay, {"coefficient": 1e-3}, static_args=("power_steps",), complex_as="phase"),
     Entry(igr.extrapolated_gradient_penalty, MU, place=wrapper, eval_params=igr.extrapolation_eval_params, **DELAYED),
+    Entry(igr.exponentiate, {}, **POSITIVE),
+    Entry(igr.exponentiate, {"log_state": True}, **POSITIVE, variant="log state"),
+    Entry(igr.exponentiate_simplex, {"fixed_share": 1e-6}, **SIMPLEX),
+    Entry(igr.exponentiate_simplex, {"log_state": True}, **SIMPLEX, variant="log state"),
+    Entry(igr.exponentiate_hypentropy, {"beta": 1.0}, place=last, **REAL),
+    Entry(igr.exponentiate_signed, {}, **POSITIVE),
+    Entry(igr.exponentiated_gradient, {"learning_rate": 1e-2, "momentum": 0.9}, **SLOWER),
+    Entry(igr.eg_plus_minus, BALL, **IN_BALL),
+    Entry(igr.keep_params_in, {"projection": into_ball}, place=last, static_args=("projection",)),
     Entry(igr.scale_by_newton_cg, {}, VALUE, **NEWTON),
     Entry(igr.scale_by_newton_cg, GAUSS_NEWTON, OUTPUTS, variant="gauss_newton", **NEWTON),
     Entry(igr.newton_cg, {"learning_rate": 0.1}, VALUE, place=alias, **NEWTON),
@@ -194,6 +222,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.egdd, {"learning_rate": 1e-2}, place=alias, on_targets=DAMPED, **PHASE),
     Entry(igr.scale_by_cauchy_step, {"ema": 0.5}, VALUE),
     Entry(igr.limit_by_curvature, {}, VALUE, place=last),
+    Entry(diagnostics.monitor_drift, {}, static_args=("interval",)),
     Entry(igr.scale_by_path, {"factor_fn": by_name}, static_args=("factor_fn",)),
     Entry(igr.layerwise_decay, BY_DEPTH, static_args=("depth_fn", "num_layers")),
 )

@@ -23,6 +23,7 @@ from benchmarks.experiments import (
     learning_rate,
     optimizers,
     penalties,
+    robustness,
 )
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -35,5 +36,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         geometry.EXPERIMENT,
         hedge.EXPERIMENT,
         curvature.EXPERIMENT,
+        robustness.EXPERIMENT,
     )
 }

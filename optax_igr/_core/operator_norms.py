@@ -69,7 +69,7 @@ def schatten_norm(
         norm = jnp.where(inner > 0, largest * jnp.exp(log_norm), 0)
         return _adjoint(pull_back, length * direction), norm[..., 0, 0, 0]
 
-    return _in_auto_mode(compute, 2, trees.widen(weight))
+    return _in_auto_mode(compute, 2, _wide(weight))
 
 
 def power_iteration(
@@ -111,7 +111,7 @@ def power_iteration(
         per_operator = jnp.reshape(norm, norm.shape + (1,) * (left.ndim - num_stacked))
         return _adjoint(pull_back, per_operator * left), norm, vector
 
-    return _in_auto_mode(compute, 3, trees.widen(weight), vector)
+    return _in_auto_mode(compute, 3, _wide(weight), vector)
 
 
 def clip_singular_values(operator: Operator, weight: jax.Array, radius: Scalar) -> jax.Array:
@@ -128,7 +128,7 @@ def clip_singular_values(operator: Operator, weight: jax.Array, radius: Scalar) 
         # The map to the blocks is an isometry but for this factor, so its adjoint inverts it.
         return (_adjoint(pull_back, weighted) / blocks.num_places,)
 
-    return _in_auto_mode(compute, 1, trees.widen(weight))[0]
+    return _in_auto_mode(compute, 1, _wide(weight))[0]
 
 
 def zero_norm(operator: Operator, weight: jax.Array) -> jax.Array:
@@ -147,7 +147,7 @@ def initial_vector(operator: Operator, weight: jax.Array) -> jax.Array:
 
 def spectral_norm_bound(operator: Operator, weight: jax.Array) -> jax.Array:
     """Returns the spectral norm from the blocks: exact where `operator.is_exact`, else an upper bound."""
-    matrices = operator.blocks(trees.widen(weight)).matrices
+    matrices = operator.blocks(_wide(weight)).matrices
     largest = _nonzero(jnp.max(jnp.abs(matrices), (-3, -2, -1), keepdims=True))
     gram = _gram(matrices / largest, _HIGHEST)
     eigenvalues = jnp.max(jnp.linalg.eigvalsh(gram), (-2, -1))
@@ -158,7 +158,7 @@ def converged_spectral_norm(
     operator: Operator, weight: jax.Array, tolerance: float, max_steps: int
 ) -> jax.Array:
     r"""Returns the spectral norm by power iteration until :math:`\|W^* W v - \sigma^2 v\| \le \epsilon \sigma^2`."""
-    weight = trees.widen(weight)
+    weight = _wide(weight)
     vector = initial_vector(operator, weight)
 
     def unconverged(carry):
@@ -237,7 +237,11 @@ def _nonzero(x):
     return jnp.where(x > 0, x, 1)
 
 
-def _in_auto_mode(compute: Any, num_results: int, weight: jax.Array, *vectors: jax.Array) -> Any:
+def _wide(weight):
+    return weight.astype(trees.widened(weight.dtype))
+
+
+def _in_auto_mode(compute: Callable, num_results: int, weight: jax.Array, *vectors: Any) -> Any:
     """Calls `compute` with the sharding of its products left to the compiler, where a mesh is explicit.
 
     The first result is sharded as the weight is; the others are replicated.

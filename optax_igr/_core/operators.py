@@ -313,8 +313,8 @@ def conv_operator(
     if isinstance(padding, str):
         hyperparameters.check_choice(name, "padding", padding, PADDINGS)
     else:
-        pairs: Any = (_integers(name, "padding", pair, at_least=0, length=2) for pair in padding)
-        padding = tuple(pairs)
+        pairs = [_integers(name, "padding", pair, at_least=0, length=2) for pair in padding]
+        padding = tuple((before, after) for before, after in pairs)
         if len(padding) != len(shape):
             raise ValueError(
                 f"{name}: `padding` must be one of {', '.join(map(repr, PADDINGS))} or "
@@ -323,7 +323,7 @@ def conv_operator(
     return ConvOperator(
         shape,
         per_axis("strides", strides),
-        padding if isinstance(padding, str) else tuple(padding),
+        padding,
         per_axis("kernel_dilation", kernel_dilation),
         int(feature_group_count),
     )

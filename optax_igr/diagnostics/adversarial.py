@@ -99,7 +99,7 @@ def input_robustness(
     """
     hyperparameters.check_choice(_NAME, "norm", norm, NORMS)
     hyperparameters.check_positive_integer(_NAME, "num_steps", num_steps)
-    inputs = trees.widen(inputs)
+    inputs = jnp.asarray(inputs, trees.widened(inputs.dtype))
     radii = jnp.asarray(radii, inputs.dtype)
     if radii.ndim != 1 or jnp.shape(labels) != inputs.shape[:1]:
         raise ValueError(
@@ -112,7 +112,8 @@ def input_robustness(
     direct, project = _GEOMETRIES[norm]
 
     def margins(x):
-        logits = trees.widen(apply_fn(params, x))
+        logits = apply_fn(params, x)
+        logits = logits.astype(trees.widened(logits.dtype))
         is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
         right = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
         return jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1) - right

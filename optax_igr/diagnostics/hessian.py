@@ -112,8 +112,8 @@ def sharpness(
         for k, x in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
     )
     lanczos = decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
-    result: Any = lanczos(product, trees.unit(start)[0])
-    _, projected, residual, _ = result
+    _, projected, residual, _ = lanczos(product, trees.unit(start)[0])
+    projected = jnp.asarray(projected)
     diagonal, below = jnp.diagonal(projected), jnp.diagonal(projected, -1)
     last = jnp.sqrt(trees.squared_norm(residual)).astype(diagonal.dtype)
     eigenvalue, error = _largest_ritz_value(diagonal, below, last)

@@ -109,16 +109,18 @@ def implicit_regularization(
     value = value_of_selected(selected)
     gradient = derivatives.gradient(value_of_selected, selected)
     product = derivatives.hessian_vector_product(value_of_selected, selected, gradient)
-    squared = trees.squared_norm(gradient)
+    squared = jnp.asarray(trees.squared_norm(gradient))
     coefficient = drift.implicit_coefficient(learning_rate, momentum, nesterov, ema=False)
-    curvature = trees.inner_product(gradient, product) / jnp.where(squared > 0, squared, 1)
+    curvature = jnp.asarray(trees.inner_product(gradient, product)) / jnp.where(
+        squared > 0, squared, 1
+    )
     root = (1 - momentum) / (1 + momentum) if nesterov else 1 - jnp.sqrt(momentum)
     return ImplicitRegularization(
         regularization_rate=jnp.asarray(coefficient * size, squared.dtype),
         mean_squared_gradient=squared / max(size, 1),
         slope=jnp.sqrt(squared),
         implicit_coefficient=jnp.asarray(coefficient, squared.dtype),
-        modified_loss=value + coefficient * squared,
+        modified_loss=jnp.asarray(value + coefficient * squared),
         directional_curvature=curvature,
         series_is_valid=jnp.abs(learning_rate * curvature) < root**2,
     )

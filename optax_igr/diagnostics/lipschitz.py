@@ -106,10 +106,10 @@ def lipschitz_bounds(
     def search_step(x, vector, best, best_x):
         for _ in range(_POWER_STEPS):
             _, stretched = jax.jvp(model, (x,), (vector,))
-            left, _ = trees.unit(stretched)
+            left = _unit(stretched)[0]
             _, pull_back = jax.vjp(model, x)
             (pulled,) = pull_back(left.astype(stretched.dtype))
-            right, norm = trees.unit(pulled)
+            right, norm = _unit(pulled)
             vector = jnp.where(norm > 0, right, vector)
 
         def quotient(x):
@@ -121,7 +121,7 @@ def lipschitz_bounds(
         best, best_x = jax.tree.map(
             lambda new, old: jnp.where(found > best, new, old), (found, x), (best, best_x)
         )
-        direction = trees.unit(jnp.where(jnp.isfinite(ascent), ascent, 0))[0]
+        direction = _unit(jnp.where(jnp.isfinite(ascent), ascent, 0))[0]
         return x + step_size * direction, vector, best, best_x
 
     def search(carry, _):
@@ -129,13 +129,18 @@ def lipschitz_bounds(
         return jax.vmap(search_step)(*carry), None
 
     vectors = jax.random.normal(jax.random.key(0), inputs.shape, inputs.dtype)
-    vectors = jax.vmap(lambda v: trees.unit(v)[0])(vectors)
+    vectors = jax.vmap(_unit)(vectors)[0]
     zeros = jnp.zeros(inputs.shape[:1], inputs.dtype)
     (_, _, best, best_x), _ = jax.lax.scan(
         search, (inputs, vectors, zeros, inputs), length=num_steps
     )
     winner = jnp.argmax(best)
     return LipschitzBounds(best[winner], upper, best_x[winner])
+
+
+def _unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    unit, norm = trees.unit(x)
+    return jnp.asarray(unit), jnp.asarray(norm)
 
 
 def _product_of_norms(params: Any, operator: Any) -> jax.Array:

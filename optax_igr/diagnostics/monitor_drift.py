@@ -101,9 +101,13 @@ def monitor_drift(*, interval: int = 1) -> optax.GradientTransformationExtraArgs
         )
 
     def update(updates, state, params=None, *, grad=None, **unused):
-        del params, unused
+        del unused
         reference = state.reference_gradient
-        gradient = updates if grad is None else trees.mask_like(grad, reference)
+        gradient = updates if grad is None else trees.mask_like(grad, updates)
+        if params is not None:
+            trees.check_like("monitor_drift", params, updates=updates, grad=gradient)
+        selected, _ = trees.select("monitor_drift", gradient)
+        trees.check_state_like("monitor_drift", selected, reference_gradient=reference)
         gradient = jax.tree.map(
             lambda r, g: None if r is None else g.astype(r.dtype),
             reference,
