@@ -172,7 +172,12 @@ SIMPLEX = {
 }
 SLOWER = {"place": alias, "domain": "positive", "on_targets": {"learning_rate": 1e-3}, **REAL}
 BALL = {"learning_rate": 1e-2, "total": 4e3}
-IN_BALL = {"place": alias, "static_args": ("axis",), "on_targets": {"learning_rate": 1e-4, "total": 40.0}, **REAL}
+IN_BALL = {
+    "place": alias,
+    "static_args": ("axis",),
+    "on_targets": {"learning_rate": 1e-4, "total": 40.0},
+    **REAL,
+}
 
 
 def into_ball(tree):

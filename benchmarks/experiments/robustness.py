@@ -103,7 +103,7 @@ def _with_measures(problem, validation, epochs):
         del train
         images, labels = (test[name][:NUM_ATTACKED] for name in ("image", "label"))
         return diagnostics.input_robustness(
-            apply_fn, params, images, labels, RADII, bounds=(0.0, 1.0)
+            apply_fn, params, images, labels, jnp.asarray(RADII), bounds=(0.0, 1.0)
         ).pgd_accuracy
 
     def bounds(params, test):
