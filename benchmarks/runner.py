@@ -275,6 +275,10 @@ def _begin(problem, technique, num_steps, rate, params):
 def _step(problem, technique, num_steps, count, carry, rate, key, data):
     batch, order = _batch(problem, technique, count, carry.order, key, data)
     optimizer = technique.make(rate, num_steps)
+
+    def curvature_key():
+        return jax.random.fold_in(jax.random.fold_in(key, _CURVATURE_STREAM), count)
+
     params, state = update(
         problem,
         technique,
@@ -283,7 +287,7 @@ def _step(problem, technique, num_steps, count, carry, rate, key, data):
         carry.state,
         batch,
         data=data,
-        key=jax.random.fold_in(jax.random.fold_in(key, _CURVATURE_STREAM), count),
+        curvature_key=curvature_key,
     )
     return Carry(params, state, order)
 
@@ -297,7 +301,7 @@ def update(
     batch: Any,
     *,
     data: Any = None,
-    key: chex.PRNGKey | None = None,
+    curvature_key: Callable[[], chex.PRNGKey] = lambda: jax.random.key(0),
 ) -> tuple[Any, Any]:
     """Takes one step: the gradient, the extra arguments that the technique asks for, the update.
 
@@ -317,8 +321,9 @@ def update(
         size = problem.curvature_batch_size
         if size is None or data is None:
             return value_fn(p)
-        drawn = jax.random.key(0) if key is None else key
-        chosen = jax.random.choice(drawn, problem.num_examples or 1, (size,), replace=False)
+        # Asked for here: a key that is folded and never used crashes the compiled program (JAX 0.10.2, CPU).
+        key = curvature_key()
+        chosen = jax.random.choice(key, problem.num_examples or 1, (size,), replace=False)
         return problem.loss(p, jax.tree.map(lambda x: x[chosen], data))
 
     def overlap_value_fn(p):
