@@ -146,12 +146,25 @@ def initial_vector(operator: Operator, weight: jax.Array) -> jax.Array:
 
 
 def spectral_norm_bound(operator: Operator, weight: jax.Array) -> jax.Array:
-    """Returns the spectral norm from the blocks: exact where `operator.is_exact`, else an upper bound."""
+    r"""Returns the spectral norm from the blocks: exact where `operator.is_exact`, else an upper bound.
+
+    It is the Schatten norm of an exponent so large that the two agree to the last digit. Unlike an eigenvalue
+    decomposition it batches on every device, and several of them at once cannot block one another's threads on a CPU.
+    """
     matrices = operator.blocks(_wide(weight)).matrices
     largest = _nonzero(jnp.max(jnp.abs(matrices), (-3, -2, -1), keepdims=True))
-    gram = _gram(matrices / largest, _HIGHEST)
-    eigenvalues = jnp.max(jnp.linalg.eigvalsh(gram), (-2, -1))
-    return largest[..., 0, 0, 0] * jnp.sqrt(jnp.maximum(eigenvalues, 0))
+    # With n singular values and exponent 2p the excess is a factor of at most n^(1/2p).
+    num_steps = jnp.finfo(matrices.dtype).nmant + 2
+
+    def square(step, carry):
+        gram, log_norm = carry
+        gram, factor = _by_largest(jnp.matmul(gram, gram, precision=_HIGHEST))
+        return gram, log_norm + jnp.ldexp(jnp.log(factor), -step - 1)
+
+    gram, factor = _by_largest(_gram(matrices / largest, _HIGHEST))
+    _, log_norm = jax.lax.fori_loop(1, num_steps, square, (gram, jnp.log(factor) / 2))
+    is_zero = jnp.max(jnp.abs(matrices), (-3, -2, -1), keepdims=True) == 0
+    return jnp.where(is_zero, 0, largest * jnp.exp(log_norm))[..., 0, 0, 0]
 
 
 def converged_spectral_norm(

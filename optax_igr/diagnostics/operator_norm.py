@@ -21,8 +21,8 @@ def spectral_norm(
 
     .. math:: \|W\|_2 = \max_x \frac{\|W x\|}{\|x\|}
 
-    Exact for matrices, by the eigenvalues of the Gram matrix, and for circular convolutions whose strides divide the
-    grid, by those of every frequency; for other convolutions by power iteration with the convolution itself.
+    Exact for matrices, by Gram iteration to the last digit, and for circular convolutions whose strides divide the
+    grid, by the same at every frequency; for other convolutions by power iteration with the convolution itself.
 
     Args:
       w: a weight of at least two axes.
