@@ -171,11 +171,11 @@ SIMPLEX = {
     "refuses": frozenset({"complex", "scalar leaf"}),
 }
 SLOWER = {"place": alias, "domain": "positive", "on_targets": {"learning_rate": 1e-3}, **REAL}
-BALL = {"learning_rate": 1e-2, "total": 4e3}
+BALL = {"learning_rate": 1e-2, "total": 40.0}
 IN_BALL = {
     "place": alias,
     "static_args": ("axis",),
-    "on_targets": {"learning_rate": 1e-4, "total": 40.0},
+    "on_targets": {"learning_rate": 1e-4},
     **REAL,
 }
 

@@ -172,11 +172,10 @@ def scale_by_cauchy_step(
     check_hvp(name, hvp, radius)
 
     def init(params):
-        del params
         return ScaleByCauchyStepState(
             count=jnp.zeros([], jnp.int32),
-            average_length=jnp.zeros([], jnp.float32),
-            average_weight=jnp.zeros([], jnp.float32),
+            average_length=jnp.zeros([], trees.scalar_dtype(params)),
+            average_weight=jnp.zeros([], trees.scalar_dtype(params)),
             rejected_count=jnp.zeros([], jnp.int32),
         )
 
@@ -217,8 +216,8 @@ def scale_by_cauchy_step(
         scaled = trees.scale(jnp.where(weight > 0, average, initial), updates)
         return scaled, ScaleByCauchyStepState(
             count=optax.safe_increment(state.count),
-            average_length=average.astype(jnp.float32),
-            average_weight=weight.astype(jnp.float32),
+            average_length=average.astype(state.average_length.dtype),
+            average_weight=weight.astype(state.average_weight.dtype),
             rejected_count=state.rejected_count + (~accepted).astype(jnp.int32),
         )
 
