@@ -24,11 +24,12 @@ References:
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import trees
+from optax_igr._core import hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.trees import Tree
 
@@ -38,6 +39,19 @@ Operator = Callable[[Tree], Tree]
 EXACT_MODES = ("forward_over_reverse", "reverse_over_forward", "reverse_over_reverse")
 DIFFERENCE_MODES = ("forward_difference", "backward_difference", "central_difference")
 MODES = EXACT_MODES + DIFFERENCE_MODES
+
+
+def check_mode(transform: str, mode: str, radius: Any) -> None:
+    """Raises a `ValueError` that names `hvp` or `radius` and what was expected."""
+    hyperparameters.check_choice(transform, "hvp", mode, MODES)
+    if radius is None:
+        return
+    if mode in EXACT_MODES:
+        raise ValueError(
+            f"{transform}: `radius` is the length of a difference's perturbation; hvp={mode!r} is exact "
+            f"and takes none. Choose hvp from {', '.join(DIFFERENCE_MODES)}."
+        )
+    hyperparameters.check_scalar_or_schedule(transform, "radius", radius, above=0)
 
 
 def gradient(value_fn: ValueFn, params: Tree) -> Tree:

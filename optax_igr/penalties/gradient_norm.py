@@ -53,15 +53,7 @@ class PenaltyOptions(NamedTuple):
     def check(self, transform: str) -> None:
         """Raises a `ValueError` that names the option and what was expected."""
         hyperparameters.check_choice(transform, "norm", self.norm, NORMS)
-        hyperparameters.check_choice(transform, "hvp", self.hvp, derivatives.MODES)
-        if self.radius is None:
-            return
-        if self.hvp in derivatives.EXACT_MODES:
-            raise ValueError(
-                f"{transform}: `radius` is the length of a difference's perturbation; hvp={self.hvp!r} "
-                f"is exact and takes none. Choose hvp from {', '.join(derivatives.DIFFERENCE_MODES)}."
-            )
-        hyperparameters.check_scalar_or_schedule(transform, "radius", self.radius, above=0)
+        derivatives.check_mode(transform, self.hvp, self.radius)
 
 
 def gradient_of_norm(

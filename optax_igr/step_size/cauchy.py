@@ -169,7 +169,7 @@ def scale_by_cauchy_step(
     hyperparameters.check_scalar_or_schedule(name, "ema", ema, at_least=0, below=1)
     hyperparameters.check_scalar_or_schedule(name, "fallback", fallback, at_least=0)
     log_domain.check_bounds(name, "bounds", bounds)
-    check_hvp(name, hvp, radius)
+    derivatives.check_mode(name, hvp, radius)
 
     def init(params):
         return ScaleByCauchyStepState(
@@ -222,19 +222,6 @@ def scale_by_cauchy_step(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def check_hvp(transform: str, hvp: str, radius: Any) -> None:
-    """Raises a `ValueError` that names the option of the Hessian-vector product and what was expected."""
-    hyperparameters.check_choice(transform, "hvp", hvp, derivatives.MODES)
-    if radius is None:
-        return
-    if hvp in derivatives.EXACT_MODES:
-        raise ValueError(
-            f"{transform}: `radius` is the length of a difference's perturbation; hvp={hvp!r} is exact "
-            f"and takes none. Choose hvp from {', '.join(derivatives.DIFFERENCE_MODES)}."
-        )
-    hyperparameters.check_scalar_or_schedule(transform, "radius", radius, above=0)
 
 
 def radius_at(radius: Any, count: ArrayLike) -> hyperparameters.Scalar | None:

@@ -90,7 +90,7 @@ def limit_by_curvature(
       <https://arxiv.org/abs/2103.00065>`_, 2021
     """
     hyperparameters.check_scalar_or_schedule(_NAME, "fraction", fraction, above=0)
-    cauchy.check_hvp(_NAME, hvp, radius)
+    derivatives.check_mode(_NAME, hvp, radius)
 
     def init(params):
         del params
