@@ -59,6 +59,10 @@ def egdd(
     those of Google's EGDD, which bounds the scale to [0.1, 10]: what is learned there refines a learning rate, it does
     not find one. With `scale_bounds=None` and a larger `scale_rate` the scale reaches further.
 
+    .. warning::
+      Without noise every sign agrees, and the gains grow up to their bound of 100: with the defaults it diverged on
+      Rosenbrock's function at every learning rate down to 2e-5. There, bound the gains by 1.
+
     Args:
       learning_rate: :math:`\eta`, a number or a schedule.
       momentum: :math:`\mu`, in [0, 1).
