@@ -20,6 +20,13 @@ def value_at(scalar_or_schedule: optax.ScalarOrSchedule, count: ArrayLike) -> Sc
     return scalar_or_schedule
 
 
+def optional_value_at(
+    scalar_or_schedule: optax.ScalarOrSchedule | None, count: ArrayLike
+) -> Scalar | None:
+    """Returns the hyper-parameter after `count` updates, or None where there is none."""
+    return None if scalar_or_schedule is None else value_at(scalar_or_schedule, count)
+
+
 def check_scalar_or_schedule(
     transform: str,
     name: str,

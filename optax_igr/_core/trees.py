@@ -150,6 +150,13 @@ def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable
     return selected, fill
 
 
+def part_of(tree: Tree, selected: Tree) -> Tree:
+    """Returns a tree with `None` where `selected`, a result of :func:`select`, has it."""
+    return jax.tree.map(
+        lambda s, x: None if s is None else x, selected, tree, is_leaf=lambda x: x is None
+    )
+
+
 def check_like(transform: str, params: Any, **trees: Any) -> None:
     """Raises a `ValueError` that names the leaf where a tree differs from the parameters.
 

@@ -175,16 +175,13 @@ def gradient_penalty(
         gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(transform, params, updates=updates, grad=gradient)
         selected, fill = selection(transform, params, options)
-        selected_gradient = jax.tree.map(
-            lambda p, g: None if p is None else g, selected, gradient, is_leaf=lambda x: x is None
-        )
         direction = gradient_of_norm(
             lambda p: value_fn(fill(p)),
             selected,
-            selected_gradient,
+            trees.part_of(gradient, selected),
             norm=options.norm,
             hvp=options.hvp,
-            radius=radius_at(options, state.count),
+            radius=hyperparameters.optional_value_at(options.radius, state.count),
         )
         penalty = trees.scale(hyperparameters.value_at(coefficient, state.count), direction)
         return add_penalty(updates, gradient, penalty, state, options.safeguard)
@@ -196,11 +193,6 @@ def init(params: optax.Params) -> GradientPenaltyState:
     """Makes the state of every penalty; it holds nothing of the size of the parameters."""
     del params
     return GradientPenaltyState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
-
-
-def radius_at(options: PenaltyOptions, count: ArrayLike) -> hyperparameters.Scalar | None:
-    """Returns the radius after `count` updates, or None for the default."""
-    return None if options.radius is None else hyperparameters.value_at(options.radius, count)
 
 
 def selection(

@@ -87,7 +87,7 @@ def add_microbatch_gradient_penalty(
         gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(transform, params, updates=updates, grad=gradient)
         selected, fill = gradient_norm.selection(transform, params, options)
-        radius_now = gradient_norm.radius_at(options, state.count)
+        radius_now = hyperparameters.optional_value_at(options.radius, state.count)
 
         def accumulate(total, index):
             def microbatch_loss(p):

@@ -62,13 +62,7 @@ def quadratic_model(
       radius: the length of a difference's perturbation.
     """
     selected, fill = trees.select("quadratic_model", params)
-
-    def part(tree):
-        return jax.tree.map(
-            lambda p, x: None if p is None else x, selected, tree, is_leaf=lambda x: x is None
-        )
-
-    direction, gradient = part(direction), part(gradient)
+    direction, gradient = (trees.part_of(tree, selected) for tree in (direction, gradient))
     product = derivatives.hessian_vector_product(
         lambda p: value_fn(fill(p)), selected, direction, mode=hvp, radius=radius
     )
@@ -199,7 +193,7 @@ def scale_by_cauchy_step(
             updates,
             gradient,
             hvp=hvp,
-            radius=radius_at(radius, state.count),
+            radius=hyperparameters.optional_value_at(radius, state.count),
         )
         length = step_length(rule, model)
         accepted = (model.slope > 0) & (model.curvature > 0) & jnp.isfinite(length) & (length > 0)
@@ -222,8 +216,3 @@ def scale_by_cauchy_step(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def radius_at(radius: Any, count: ArrayLike) -> hyperparameters.Scalar | None:
-    """Returns the radius after `count` updates, or None for the default."""
-    return None if radius is None else hyperparameters.value_at(radius, count)

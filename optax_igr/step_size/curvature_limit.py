@@ -125,7 +125,7 @@ def limit_by_curvature(
             updates,
             gradient,
             hvp=hvp,
-            radius=cauchy.radius_at(radius, state.count),
+            radius=hyperparameters.optional_value_at(radius, state.count),
         )
         descends = model.slope < 0
         ratio = jnp.where(descends, -model.curvature / jnp.where(descends, model.slope, -1), 0)
