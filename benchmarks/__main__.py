@@ -11,7 +11,7 @@ import rich.console
 import rich.progress
 import typer
 
-from benchmarks import compare, records, report, steps
+from benchmarks import compare, records, report, runner, steps
 from benchmarks import data as data_
 from benchmarks import experiment as experiments_
 from benchmarks import problems as problems_
@@ -139,6 +139,7 @@ def main(
 
 def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out):
     experiment = EXPERIMENTS[name]
+    runner.use_every_core()
     folder = out or _new_folder(name)
     with _progress() as advance, _readable_errors():
         runs = experiments_.run(
@@ -224,6 +225,7 @@ def sweep_speed(
     ] = None,
     out: Out = None,
 ) -> None:
+    runner.use_every_core()
     with console.status("") as status:
         found = [
             sweep_speed_.measure(int(n), epochs=epochs, loop_runs=loop_runs, progress=status.update)
