@@ -11,7 +11,7 @@ import rich.console
 import rich.progress
 import typer
 
-from benchmarks import compare, records, report, runner, steps
+from benchmarks import compare, elementwise, records, report, runner, steps
 from benchmarks import data as data_
 from benchmarks import experiment as experiments_
 from benchmarks import problems as problems_
@@ -198,8 +198,25 @@ def step_costs(
     widths: Annotated[
         str, typer.Option(metavar="N,...", help="Widths of the fully connected network.")
     ] = ",".join(map(str, steps.WIDTHS)),
+    without_model: Annotated[
+        bool,
+        typer.Option(
+            "--elementwise",
+            help="Steps of a given gradient on many donated parameters, beside Adam and a softmax.",
+        ),
+    ] = False,
+    size: Annotated[
+        int, typer.Option(min=1, help="Parameters of an elementwise step.")
+    ] = elementwise.SIZE,
     out: Out = None,
 ) -> None:
+    if without_model:
+        with console.status("") as status:
+            found = elementwise.measure(size=size, rounds=rounds, progress=status.update)
+        _print_table(f"One step on {size:,} parameters", *elementwise.cells(found))
+        path = elementwise.write(found, out or _new_folder("steps"))
+        console.print(f"records: {path.resolve()}")
+        return
     chosen = named(_split(techniques) or steps.DEFAULT)
     with console.status("") as status:
         costs = steps.measure(
