@@ -57,7 +57,7 @@ def _in_ball(radius, num_steps):
 # Of every technique its strengths, from the weakest on.
 TECHNIQUES = [
     Technique("none", lambda h, n: optax.sgd(h), (RATE,), "gradient descent alone"),
-    Technique("l2", _decayed(_schatten(0)), (1e-3, 3e-3, 1e-2, 3e-2), "L2 decay"),
+    Technique("l2", _decayed(_schatten(0)), (1e-3, 3e-3, 1e-2, 3e-2, 0.1), "L2 decay"),
     *(
         Technique(
             f"schatten_{t}",
@@ -83,7 +83,7 @@ TECHNIQUES = [
         "explicit penalty on the gradient norm",
     ),
     Technique(
-        "large_rate", lambda h, n: optax.sgd(h), (0.2, 0.4, 0.8, 1.6), "a larger learning rate"
+        "large_rate", lambda h, n: optax.sgd(h), (0.2, 0.4, 0.8, 1.6, 3.2), "a larger learning rate"
     ),
 ]
 
