@@ -39,14 +39,6 @@ def _split(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def _check_techniques(text: str | None) -> str | None:
-    try:
-        named(_split(text))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    return text
-
-
 def _check_rates(text: str | None) -> str | None:
     for part in _split(text):
         try:
@@ -88,8 +80,9 @@ Techniques = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        callback=_check_techniques,
-        help="Techniques to run, instead of the experiment's own: " + ", ".join(TECHNIQUES) + ".",
+        help="Techniques to run, instead of all of the experiment's: its own names, or one of "
+        + ", ".join(TECHNIQUES)
+        + ".",
     ),
 ]
 DataDir = Annotated[
@@ -133,12 +126,28 @@ def main(
     num_steps: Steps = None,
     out: Out = None,
 ) -> None:
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is not None:
+        given = [p.opts[0] for p in context.command.params if p.name and _is_given(context, p.name)]
+        if given:
+            command = context.invoked_subcommand
+            raise typer.BadParameter(
+                f"{', '.join(given)} must follow the command: python -m benchmarks {command} {given[0]} ..."
+            )
+    else:
         _run(MAIN, seeds, learning_rates, techniques, data_dir, problems, num_steps, out)
+
+
+def _is_given(context, name):
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out):
     experiment = EXPERIMENTS[name]
+    chosen = None
+    if techniques:
+        with _readable_errors("--techniques"):
+            chosen = experiments_.find_techniques(experiment, _split(techniques))
     runner.use_every_core()
     folder = out or _new_folder(name)
     with _progress() as advance, _readable_errors():
@@ -146,7 +155,7 @@ def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps,
             experiment,
             folder / "records.jsonl",
             seeds=seeds,
-            techniques=named(_split(techniques)) if techniques else None,
+            techniques=chosen,
             learning_rates=[float(r) for r in _split(learning_rates)] if learning_rates else None,
             data_dir=data_dir,
             problems=problems_.named(_split(problems), data_dir) if problems else None,
@@ -164,10 +173,18 @@ def _show(experiment, runs, folder):
 
 
 def _command(name):
+    own = ", ".join(entry.technique.name for entry in EXPERIMENTS[name].entries)
+
     def command(
         seeds: Seeds = 5,
         learning_rates: Rates = None,
-        techniques: Techniques = None,
+        techniques: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME,...",
+                help=f"Some of {own}, instead of all; or others of the suite (see --help of the suite).",
+            ),
+        ] = None,
         data_dir: DataDir = None,
         problems: Problems = None,
         num_steps: Steps = None,
@@ -217,7 +234,8 @@ def step_costs(
         path = elementwise.write(found, out or _new_folder("steps"))
         console.print(f"records: {path.resolve()}")
         return
-    chosen = named(_split(techniques) or steps.DEFAULT)
+    with _readable_errors("--techniques"):
+        chosen = named(_split(techniques) or steps.DEFAULT)
     with console.status("") as status:
         costs = steps.measure(
             chosen,
@@ -366,13 +384,13 @@ def _progress() -> Iterator:
 
 
 @contextlib.contextmanager
-def _readable_errors() -> Iterator:
+def _readable_errors(option: str | None = None) -> Iterator:
     try:
         yield
     except (ValueError, OSError) as error:
         if os.environ.get("OPTAX_IGR_TRACEBACK"):
             raise
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 if __name__ == "__main__":

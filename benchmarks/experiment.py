@@ -11,6 +11,7 @@ from benchmarks import records, runner, steps
 from benchmarks.problems.problem import Problem
 from benchmarks.records import Record
 from benchmarks.technique import Technique
+from benchmarks.techniques import TECHNIQUES
 
 NUM_POINTS = 25
 
@@ -59,6 +60,8 @@ class Experiment:
       headline: the answer in a sentence or two, computed from the records.
       figures: of the report, computed from the records.
       row_per_rate: a row of the table for each rate; else one for all rates of a technique.
+      curve_measures: those that its figures need; None takes all of a problem's. Between 25 points the others may
+        cost more than the steps.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Experiment:
     headline: Callable[[list[Record]], str]
     figures: Callable[[list[Record]], list[Figure]]
     row_per_rate: bool = True
+    curve_measures: Sequence[str] | None = None
 
 
 def run(
@@ -100,30 +104,56 @@ def run(
     known = {r.key: r for r in records.read(path)}
     problems = list(experiment.problems(data_dir) if problems is None else problems)
     entries = chosen(experiment, techniques, learning_rates)
-    total, done, asked = len(problems) * len(entries), 0, []
-    for problem in problems:
+    if experiment.curve_measures is not None:
+        problems = [_measuring(problem, experiment.curve_measures) for problem in problems]
+    pairs = [
+        (problem, entry)
+        for problem in problems
+        for entry in entries
+        if problem.batch_size is None or not entry.technique.deterministic
+    ]
+    if not pairs:
+        names = ", ".join(entry.technique.name for entry in entries)
+        raise ValueError(f"{names}: only for problems whose steps all see the same batch.")
+    asked = []
+    for done, (problem, entry) in enumerate(pairs):
         length = num_steps or problem.num_steps
-        for entry in entries:
-            label = f"{entry.technique.name} on {problem.name}"
-            progress(label, done / total)
+        label = f"{entry.technique.name} on {problem.name}"
+        progress(label, done / len(pairs))
 
-            def advance(fraction, label=label, done=done):
-                progress(label, (done + fraction) / total)
+        def advance(fraction, label=label, done=done):
+            progress(label, (done + fraction) / len(pairs))
 
-            planned = [
-                runner.Run(entry.technique, rate, seed)
-                for rate in entry.learning_rates or entry.technique.learning_rates
-                for seed in range(seeds)
-            ]
-            keys = [_key(problem, r, length) for r in planned]
-            missing = [r for r, key in zip(planned, keys, strict=True) if key not in known]
-            new = _records(problem, missing, length, advance) if missing else []
-            records.append(path, new)
-            known |= {r.key: r for r in new}
-            asked += keys
-            done += 1
+        planned = [
+            runner.Run(entry.technique, rate, seed)
+            for rate in entry.learning_rates or entry.technique.learning_rates
+            for seed in range(seeds)
+        ]
+        keys = [_key(problem, r, length) for r in planned]
+        missing = [r for r, key in zip(planned, keys, strict=True) if key not in known]
+        new = _records(problem, missing, length, advance) if missing else []
+        records.append(path, new)
+        known |= {r.key: r for r in new}
+        asked += keys
     progress("done", 1.0)
     return [known[key] for key in asked]
+
+
+def find_techniques(experiment: Experiment, names: Sequence[str]) -> list[Technique]:
+    """Returns the techniques of these names: the experiment's own, else those of the suite.
+
+    Raises:
+      ValueError: listing both, for an unknown name.
+    """
+    own = {entry.technique.name: entry.technique for entry in experiment.entries}
+    unknown = [name for name in names if name not in own | dict(TECHNIQUES)]
+    if unknown:
+        others = [name for name in TECHNIQUES if name not in own]
+        raise ValueError(
+            f"unknown technique {', '.join(map(repr, unknown))}; {experiment.name} has {', '.join(own)}; the suite "
+            f"also has {', '.join(others)}."
+        )
+    return [(own | dict(TECHNIQUES))[name] for name in names]
 
 
 def chosen(
@@ -146,7 +176,9 @@ def _records(problem, runs, num_steps, progress):
         problem, runs, num_steps=num_steps, num_points=NUM_POINTS, progress=progress
     )
     technique = runs[0].technique
-    gradients, products = steps.count_gradients(problem, technique, runs[0].learning_rate)
+    gradients, products = steps.count_gradients(
+        problem, technique, runs[0].learning_rate, num_steps
+    )
     environment = records.environment()
     return [
         Record(
@@ -168,6 +200,10 @@ def _records(problem, runs, num_steps, progress):
         )
         for t in trajectories
     ]
+
+
+def _measuring(problem, names):
+    return problem.replace(measures={k: x for k, x in problem.measures.items() if k in names})
 
 
 def _key(problem: Problem, run: runner.Run, num_steps: int) -> Any:
