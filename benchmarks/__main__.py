@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import rich.console
 import rich.progress
 import typer
 
-from benchmarks import compare, records, report, steps
+from benchmarks import compare, records, report, runner, steps
 from benchmarks import data as data_
 from benchmarks import experiment as experiments_
 from benchmarks import problems as problems_
@@ -33,6 +32,7 @@ app = typer.Typer(
 )
 
 MAIN = "penalties"
+RECORDED = Path(__file__).parent / "recorded"
 
 
 def _split(text: str | None) -> list[str]:
@@ -139,6 +139,7 @@ def main(
 
 def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out):
     experiment = EXPERIMENTS[name]
+    runner.use_every_core()
     folder = out or _new_folder(name)
     with _progress() as advance, _readable_errors():
         runs = experiments_.run(
@@ -224,30 +225,14 @@ def sweep_speed(
     ] = None,
     out: Out = None,
 ) -> None:
+    runner.use_every_core()
     with console.status("") as status:
         found = [
             sweep_speed_.measure(int(n), epochs=epochs, loop_runs=loop_runs, progress=status.update)
             for n in _split(runs)
         ]
-    head = ["runs", "program s", "compile s", "loop s", "speed-up", "with compilation", "ms a run"]
-    rows = [
-        [
-            str(f.runs),
-            f"{f.program_seconds:.2f}",
-            f"{f.program_compile_seconds:.2f}",
-            f"{f.loop_seconds:.2f}",
-            f"{f.speedup:.2f}",
-            f"{f.speedup_with_compilation:.2f}",
-            f"{1e3 * f.program_seconds / f.runs:.1f}",
-        ]
-        for f in found
-    ]
-    _print_table("A sweep as one program, and as a loop", head, rows)
-    path = (out or _new_folder("sweep-speed")) / "sweep_speed.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    environment = records.environment()
-    lines = [json.dumps(f._asdict() | {"environment": environment}) for f in found]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    _print_table("A sweep as one program, and as a loop", *sweep_speed_.cells(found))
+    path = sweep_speed_.write(found, out or _new_folder("sweep-speed"))
     console.print(f"records: {path.resolve()}")
 
 
@@ -267,23 +252,34 @@ def download(
                 console.print(f"{data_.download(data_dir, file.name)}  {file.checksum}")
 
 
+@app.command("pack", help="Copy records into the folder that RESULTS.md is written from.")
+def pack(
+    name: Annotated[str, typer.Argument(metavar="EXPERIMENT[.LABEL]")],
+    source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="RECORDS")],
+    folder: Annotated[Path, typer.Option(file_okay=False, help="Where to put them.")] = RECORDED,
+) -> None:
+    target = folder / f"{name}.jsonl.gz"
+    with _readable_errors():
+        results_.kind(target)
+        records.pack(source, target)
+    console.print(f"{target.resolve()}: {target.stat().st_size / 2**20:.2f} MiB")
+
+
 @app.command("results", help="Write RESULTS.md from committed records.")
 def results(
     folder: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="Holds <experiment>.jsonl files.")
-    ] = Path(__file__).parent / "recorded",
-    out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")] = Path(
-        __file__
-    ).parent
+        Path,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Holds NAME[.LABEL].jsonl or .jsonl.gz, NAME an experiment, steps or sweep_speed.",
+        ),
+    ] = RECORDED,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")] = RECORDED.parent
     / "RESULTS.md",
 ) -> None:
-    sources = [
-        (EXPERIMENTS[p.stem], p) for p in sorted(folder.glob("*.jsonl")) if p.stem in EXPERIMENTS
-    ]
-    if not sources:
-        raise typer.BadParameter(f"{folder} has no {' or '.join(EXPERIMENTS)}.jsonl.")
     with _readable_errors():
-        results_.write(out, sources)
+        results_.write(out, folder)
     console.print(f"{out.resolve()}")
 
 
