@@ -17,6 +17,7 @@ from benchmarks import experiment as experiments_
 from benchmarks import problems as problems_
 from benchmarks import results as results_
 from benchmarks import sweep_speed as sweep_speed_
+from benchmarks import tensorboard as tensorboard_
 from benchmarks.experiments import EXPERIMENTS, flows
 from benchmarks.problems import PROBLEMS
 from benchmarks.techniques import TECHNIQUES, named
@@ -113,6 +114,9 @@ Problems = Annotated[
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Steps of a run, instead of the problem's own.")
 ]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write the curves as TensorBoard scalars too.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -125,6 +129,7 @@ def main(
     problems: Problems = None,
     num_steps: Steps = None,
     out: Out = None,
+    tensorboard: TensorBoard = False,
 ) -> None:
     if context.invoked_subcommand is not None:
         given = [p.opts[0] for p in context.command.params if p.name and _is_given(context, p.name)]
@@ -134,7 +139,9 @@ def main(
                 f"{', '.join(given)} must follow the command: python -m benchmarks {command} {given[0]} ..."
             )
     else:
-        _run(MAIN, seeds, learning_rates, techniques, data_dir, problems, num_steps, out)
+        _run(
+            MAIN, seeds, learning_rates, techniques, data_dir, problems, num_steps, out, tensorboard
+        )
 
 
 def _is_given(context, name):
@@ -142,8 +149,11 @@ def _is_given(context, name):
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out):
+def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out, tensorboard):
     experiment = EXPERIMENTS[name]
+    if tensorboard:
+        with _readable_errors("--tensorboard"):
+            tensorboard_.check()
     chosen = None
     if techniques:
         with _readable_errors("--techniques"):
@@ -163,6 +173,9 @@ def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps,
             progress=advance,
         )
     _show(experiment, runs, folder)
+    if tensorboard:
+        place = tensorboard_.write(runs, folder)
+        console.print(f"TensorBoard: tensorboard --logdir {place.resolve()}")
 
 
 def _show(experiment, runs, folder):
@@ -189,8 +202,11 @@ def _command(name):
         problems: Problems = None,
         num_steps: Steps = None,
         out: Out = None,
+        tensorboard: TensorBoard = False,
     ) -> None:
-        _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out)
+        _run(
+            name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out, tensorboard
+        )
 
     return command
 
@@ -318,7 +334,10 @@ def results(
     console.print(f"{out.resolve()}")
 
 
-@app.command("diff", help="Compare two records.jsonl; exit with 1 where a limit is passed.")
+@app.command(
+    "diff",
+    help="Compare two records.jsonl or .jsonl.gz; exit with 1 where a limit is passed, or a measure is absent.",
+)
 def diff(
     before: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     after: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
@@ -335,7 +354,11 @@ def diff(
     limits = {limit.measure: limit for limit in map(compare.parse_limit, fail or [])}
     measures = list(limits) or list(compare.MEASURES)
     with _readable_errors():
-        found = compare.differences(records.read(before), records.read(after), measures)
+        first, second = records.read(before), records.read(after)
+        for path, runs in ((before, first), (after, second)):
+            if not runs:
+                raise ValueError(f"{path} has no records.")
+    found = compare.differences(first, second, measures)
     failed = [d for d in found if d.measure in limits and d.growth > limits[d.measure].growth]
     head = ["problem", "technique", "rate", "measure", "before", "after", "change"]
     rows = [
@@ -350,11 +373,14 @@ def diff(
         ]
         for d in found
     ]
-    if not rows:
-        console.print("the two files have no technique, problem and rate in common")
-        raise typer.Exit(1 if limits else 0)
-    _print_table(f"{before} → {after}", head, rows)
-    if failed:
+    if rows:
+        _print_table(f"{before} → {after}", head, rows)
+    for remark in compare.remarks(first, second):
+        console.print(remark, highlight=False)
+    absent = [measure for measure in limits if measure not in {d.measure for d in found}]
+    if absent or not rows:
+        console.print(f"the two files have no {' and no '.join(absent) or 'run'} to compare")
+    if failed or absent:
         raise typer.Exit(1)
 
 

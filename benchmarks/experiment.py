@@ -174,14 +174,15 @@ def find_techniques(experiment: Experiment, names: Sequence[str]) -> list[Techni
       ValueError: listing both, for an unknown name.
     """
     own = {entry.technique.name: entry.technique for entry in experiment.entries}
-    unknown = [name for name in names if name not in own | dict(TECHNIQUES)]
+    known = {**TECHNIQUES, **own}
+    unknown = [name for name in names if name not in known]
     if unknown:
         others = [name for name in TECHNIQUES if name not in own]
         raise ValueError(
             f"unknown technique {', '.join(map(repr, unknown))}; {experiment.name} has {', '.join(own)}; the suite "
             f"also has {', '.join(others)}."
         )
-    return [(own | dict(TECHNIQUES))[name] for name in names]
+    return [known[name] for name in names]
 
 
 def chosen(

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -74,3 +76,43 @@ def test_techniques_asked_for_keep_the_rates_of_the_experiment(bowls):
         ("adam", None),
         ("sgd", (0.1, 0.2)),
     ]
+
+
+def test_techniques_are_found_among_the_experiments_own_first(bowls):
+    own = dataclasses.replace(TECHNIQUES["sgd"], name="downhill")
+    also_sgd = dataclasses.replace(TECHNIQUES["sgd"], about="of this experiment")
+    entries = [experiment.Entry(own), experiment.Entry(also_sgd)]
+    named = dataclasses.replace(bowls, entries=entries)
+    assert experiment.find_techniques(named, ["sgd", "downhill"]) == [also_sgd, own]
+    assert experiment.find_techniques(named, ["adam"]) == [TECHNIQUES["adam"]]
+    with pytest.raises(
+        ValueError, match=r"'uphill'; bowls has downhill, sgd; the suite also has .*adam"
+    ):
+        experiment.find_techniques(named, ["uphill"])
+
+
+def test_a_technique_that_compares_steps_runs_only_where_they_see_the_same_batch(bowls, tmp_path):
+    entry = experiment.Entry(TECHNIQUES["optimistix_cg"])
+    (round_bowl, other) = bowls.problems(None)
+    data = {"x": jnp.zeros(4)}
+    batched = other.replace(train=data, test=data, batch_size=2)
+    alone = dataclasses.replace(bowls, entries=[entry])
+    (run,) = experiment.run(
+        alone, tmp_path / "a.jsonl", seeds=1, problems=[round_bowl, batched], num_steps=8
+    )
+    assert run.problem == "round"
+    # One trial point a step, whose gradient is taken where it is accepted; on a bowl that is soon the minimum.
+    assert 1 <= run.gradients_per_step <= 2
+    assert run.final["train_loss"] < 1e-9 * run.curve["train_loss"][0]
+    with pytest.raises(ValueError, match="optimistix_cg: only for problems whose steps all see"):
+        experiment.run(alone, tmp_path / "b.jsonl", problems=[batched])
+
+
+def test_the_curve_holds_the_measures_that_the_experiment_names(bowls, tmp_path):
+    (problem, _) = bowls.problems(None)
+    problem = problem.replace(
+        measures={**problem.measures, "dear": lambda p, train, test: jnp.sum(p)}
+    )
+    some = dataclasses.replace(bowls, curve_measures=("train_loss", "test_accuracy"))
+    (run, *_) = experiment.run(some, tmp_path / "a.jsonl", seeds=1, problems=[problem])
+    assert list(run.curve) == ["step", "train_loss"]
