@@ -62,12 +62,12 @@ class _Step(NamedTuple):
 
 
 def recommended_interval(gram_steps: int, side: int, batch_size: int) -> int:
-    r"""Returns how seldom a refresh must be for its products to add a twelfth of a step.
+    r"""Returns how seldom a refresh must be for its products to add a twenty-fourth of a step.
 
     A refresh takes 2t products of :math:`2mn^2` operations for a layer, and a step :math:`6 B m n`, so the share is
-    :math:`2tn / 3Bk` with the smaller side n and the batch size B: a twelfth at :math:`k = 8tn / B`.
+    :math:`2tn / 3Bk` with the smaller side n and the batch size B: a twenty-fourth at :math:`k = 16tn / B`.
     """
-    return max(1, math.ceil(8 * gram_steps * side / batch_size))
+    return max(1, math.ceil(16 * gram_steps * side / batch_size))
 
 
 def measure(
