@@ -213,8 +213,7 @@ def _figures(runs: list[Record]) -> list[Figure]:
             Figure(
                 "growth",
                 "Cumulative loss against the number of inputs, 3 of them relevant",
-                "At each technique's best fixed rate; the band spans the seeds, which are orders of the examples. EG± "
-                "grows like the logarithm of the number of inputs.",
+                "At each technique's best fixed rate; the band spans the seeds, which are orders of the examples.",
                 _growth(runs),
             )
         )
