@@ -179,8 +179,8 @@ print(f"{'(the least that a minimum can have)':38} {'':20} {1.2:.4f}")
 
 # %% [markdown]
 # Descent with $\gamma = 0.001$ lies on gradient flow. With $\gamma = 0.025$ it jumps, and ends at smaller weights:
-# the flow of the modified loss explains most of that difference, and that of the next order most of the rest. An
-# explicit penalty goes further than any stable step.
+# the flow of the modified loss explains most of that difference, and that of the next order most of the rest. The
+# explicit penalty of 0.5 goes much further.
 #
 # So far the sizes agree. Is the implicit term also the *reason*? `cancel_igr` subtracts it from each step.
 
@@ -219,8 +219,8 @@ for name in ("gradient descent", "descent with cancel_igr"):
 
 # %% [markdown]
 # With the term cancelled, the small rates end where gradient flow ends. What is left of the difference is of the next
-# order: it falls about fourfold when the rate is halved, where that of plain descent halves. At the largest rates the
-# next order is no longer small, and `cancel_igr` goes too far.
+# order: it falls four- to fivefold when the rate is halved, where that of plain descent halves. At the largest rates
+# the next order is no longer small, and `cancel_igr` goes too far.
 #
 # ## 3. Four predictions, on digits
 #
