@@ -499,5 +499,6 @@ for what, values in zip(
 #   Descent](https://arxiv.org/abs/2101.12176), 2021: minibatches.
 # - Miyagawa, [Toward Equation of Motion for Deep Neural Networks](https://arxiv.org/abs/2210.15898), 2022:
 #   cancelling.
-# - The notebook follows two Chinese notes on the first paper, seeds 000 and 001 of this project. The second is a blog
-#   post by 郑之杰 of 2020-12-25; neither names an address of its own.
+# - The notebook follows two Chinese notes on the first paper, seeds 000 and 001 of this
+#   project. The second is a blog post by 郑之杰 of 2020-12-25; neither names an address of its
+#   own.

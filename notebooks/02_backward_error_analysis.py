@@ -383,9 +383,10 @@ axes[0].legend()
 plt.show()
 
 # %% [markdown]
-# Away from the kink both networks have errors that the correction makes small. Behind a kink the ReLU's error is
-# larger by two orders of magnitude, and its mean keeps slope 2. Networks with ReLU follow the modified flow only
-# roughly: it is the trend of many small pieces, not a path with an order.
+# Away from the kink both networks have errors that the correction makes small. A ReLU step that crosses the kink ends
+# up to two orders of magnitude further off, and the mean error keeps slope 2 (nearly: the correction still helps in
+# the smooth parts, whose share grows as $h$ falls). Networks with ReLU follow the modified flow only roughly: it is
+# the trend of many small pieces, not a path with an order.
 #
 # ## What this does not show
 #
