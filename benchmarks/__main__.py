@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import rich.console
 import rich.progress
 import typer
 
-from benchmarks import compare, records, report, steps
+from benchmarks import compare, elementwise, records, report, runner, steps
 from benchmarks import data as data_
 from benchmarks import experiment as experiments_
 from benchmarks import problems as problems_
@@ -33,18 +32,11 @@ app = typer.Typer(
 )
 
 MAIN = "penalties"
+RECORDED = Path(__file__).parent / "recorded"
 
 
 def _split(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-def _check_techniques(text: str | None) -> str | None:
-    try:
-        named(_split(text))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    return text
 
 
 def _check_rates(text: str | None) -> str | None:
@@ -88,8 +80,9 @@ Techniques = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        callback=_check_techniques,
-        help="Techniques to run, instead of the experiment's own: " + ", ".join(TECHNIQUES) + ".",
+        help="Techniques to run, instead of all of the experiment's: its own names, or one of "
+        + ", ".join(TECHNIQUES)
+        + ".",
     ),
 ]
 DataDir = Annotated[
@@ -133,19 +126,36 @@ def main(
     num_steps: Steps = None,
     out: Out = None,
 ) -> None:
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is not None:
+        given = [p.opts[0] for p in context.command.params if p.name and _is_given(context, p.name)]
+        if given:
+            command = context.invoked_subcommand
+            raise typer.BadParameter(
+                f"{', '.join(given)} must follow the command: python -m benchmarks {command} {given[0]} ..."
+            )
+    else:
         _run(MAIN, seeds, learning_rates, techniques, data_dir, problems, num_steps, out)
+
+
+def _is_given(context, name):
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out):
     experiment = EXPERIMENTS[name]
+    chosen = None
+    if techniques:
+        with _readable_errors("--techniques"):
+            chosen = experiments_.find_techniques(experiment, _split(techniques))
+    runner.use_every_core()
     folder = out or _new_folder(name)
     with _progress() as advance, _readable_errors():
         runs = experiments_.run(
             experiment,
             folder / "records.jsonl",
             seeds=seeds,
-            techniques=named(_split(techniques)) if techniques else None,
+            techniques=chosen,
             learning_rates=[float(r) for r in _split(learning_rates)] if learning_rates else None,
             data_dir=data_dir,
             problems=problems_.named(_split(problems), data_dir) if problems else None,
@@ -163,10 +173,18 @@ def _show(experiment, runs, folder):
 
 
 def _command(name):
+    own = ", ".join(entry.technique.name for entry in EXPERIMENTS[name].entries)
+
     def command(
         seeds: Seeds = 5,
         learning_rates: Rates = None,
-        techniques: Techniques = None,
+        techniques: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME,...",
+                help=f"Some of {own}, instead of all; or others of the suite (see --help of the suite).",
+            ),
+        ] = None,
         data_dir: DataDir = None,
         problems: Problems = None,
         num_steps: Steps = None,
@@ -197,9 +215,27 @@ def step_costs(
     widths: Annotated[
         str, typer.Option(metavar="N,...", help="Widths of the fully connected network.")
     ] = ",".join(map(str, steps.WIDTHS)),
+    without_model: Annotated[
+        bool,
+        typer.Option(
+            "--elementwise",
+            help="Steps of a given gradient on many donated parameters, beside Adam and a softmax.",
+        ),
+    ] = False,
+    size: Annotated[
+        int, typer.Option(min=1, help="Parameters of an elementwise step.")
+    ] = elementwise.SIZE,
     out: Out = None,
 ) -> None:
-    chosen = named(_split(techniques) or steps.DEFAULT)
+    if without_model:
+        with console.status("") as status:
+            found = elementwise.measure(size=size, rounds=rounds, progress=status.update)
+        _print_table(f"One step on {size:,} parameters", *elementwise.cells(found))
+        path = elementwise.write(found, out or _new_folder("steps"))
+        console.print(f"records: {path.resolve()}")
+        return
+    with _readable_errors("--techniques"):
+        chosen = named(_split(techniques) or steps.DEFAULT)
     with console.status("") as status:
         costs = steps.measure(
             chosen,
@@ -224,30 +260,14 @@ def sweep_speed(
     ] = None,
     out: Out = None,
 ) -> None:
+    runner.use_every_core()
     with console.status("") as status:
         found = [
             sweep_speed_.measure(int(n), epochs=epochs, loop_runs=loop_runs, progress=status.update)
             for n in _split(runs)
         ]
-    head = ["runs", "program s", "compile s", "loop s", "speed-up", "with compilation", "ms a run"]
-    rows = [
-        [
-            str(f.runs),
-            f"{f.program_seconds:.2f}",
-            f"{f.program_compile_seconds:.2f}",
-            f"{f.loop_seconds:.2f}",
-            f"{f.speedup:.2f}",
-            f"{f.speedup_with_compilation:.2f}",
-            f"{1e3 * f.program_seconds / f.runs:.1f}",
-        ]
-        for f in found
-    ]
-    _print_table("A sweep as one program, and as a loop", head, rows)
-    path = (out or _new_folder("sweep-speed")) / "sweep_speed.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    environment = records.environment()
-    lines = [json.dumps(f._asdict() | {"environment": environment}) for f in found]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    _print_table("A sweep as one program, and as a loop", *sweep_speed_.cells(found))
+    path = sweep_speed_.write(found, out or _new_folder("sweep-speed"))
     console.print(f"records: {path.resolve()}")
 
 
@@ -267,23 +287,34 @@ def download(
                 console.print(f"{data_.download(data_dir, file.name)}  {file.checksum}")
 
 
+@app.command("pack", help="Copy records into the folder that RESULTS.md is written from.")
+def pack(
+    name: Annotated[str, typer.Argument(metavar="EXPERIMENT[.LABEL]")],
+    source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="RECORDS")],
+    folder: Annotated[Path, typer.Option(file_okay=False, help="Where to put them.")] = RECORDED,
+) -> None:
+    target = folder / f"{name}.jsonl.gz"
+    with _readable_errors():
+        results_.kind(target)
+        records.pack(source, target)
+    console.print(f"{target.resolve()}: {target.stat().st_size / 2**20:.2f} MiB")
+
+
 @app.command("results", help="Write RESULTS.md from committed records.")
 def results(
     folder: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="Holds <experiment>.jsonl files.")
-    ] = Path(__file__).parent / "recorded",
-    out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")] = Path(
-        __file__
-    ).parent
+        Path,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Holds NAME[.LABEL].jsonl or .jsonl.gz, NAME an experiment, steps or sweep_speed.",
+        ),
+    ] = RECORDED,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")] = RECORDED.parent
     / "RESULTS.md",
 ) -> None:
-    sources = [
-        (EXPERIMENTS[p.stem], p) for p in sorted(folder.glob("*.jsonl")) if p.stem in EXPERIMENTS
-    ]
-    if not sources:
-        raise typer.BadParameter(f"{folder} has no {' or '.join(EXPERIMENTS)}.jsonl.")
     with _readable_errors():
-        results_.write(out, sources)
+        results_.write(out, folder)
     console.print(f"{out.resolve()}")
 
 
@@ -353,13 +384,13 @@ def _progress() -> Iterator:
 
 
 @contextlib.contextmanager
-def _readable_errors() -> Iterator:
+def _readable_errors(option: str | None = None) -> Iterator:
     try:
         yield
     except (ValueError, OSError) as error:
         if os.environ.get("OPTAX_IGR_TRACEBACK"):
             raise
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 if __name__ == "__main__":

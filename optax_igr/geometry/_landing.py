@@ -15,41 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_igr._core.exponential import bounded
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry._domain import Axis
-
-# log 2 in two parts, the first of which times a small integer is exact in float32.
-_LOG_TWO = (0.693145751953125, 1.428606765330187e-06)
-_TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0)
-
-
-def expm1(x: jax.Array) -> jax.Array:
-    r"""Returns :math:`e^x - 1` without cancellation, for x clipped to what its dtype can hold.
-
-    In float32 it is :math:`2^k (e^r - 1) + (2^k - 1)` with :math:`x = k \log 2 + r`: `jnp.expm1` costs twice as much
-    on CPU, which would make the whole step slower than Adam.
-    """
-    if x.dtype != jnp.float32:
-        return jnp.expm1(x)
-    x = bounded(x, -87.0, 88.0)
-    k = jnp.round(x / math.log(2))
-    r = x - k * _LOG_TWO[0] - k * _LOG_TWO[1]
-    series = _TAYLOR[0] * r + _TAYLOR[1]
-    for coefficient in _TAYLOR[2:]:
-        series = series * r + coefficient
-    power = jax.lax.bitcast_convert_type((k.astype(jnp.int32) + 127) << 23, jnp.float32)
-    return power * (series * r) + (power - 1)
-
-
-def bounded(x: jax.Array, lowest: Any, highest: Any) -> jax.Array:
-    """Returns `jnp.clip(x, lowest, highest)` by selections, in the dtype of `x`.
-
-    They are cheaper than a minimum that passes NaN on; and XLA computes a `clip` that both the new state and the
-    update need twice, with a copy of the donated state.
-    """
-    lowest, highest = (jnp.asarray(bound, x.dtype) for bound in (lowest, highest))
-    x = jnp.where(x < lowest, lowest, x)
-    return jnp.where(x > highest, highest, x)
 
 
 def smallest(dtype: Any) -> float:
@@ -82,9 +50,10 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
     return x.astype(dtype)
 
 
-def reach(weight: jax.Array, dtype: Any) -> jax.Array:
-    """Returns how far an update in `dtype` may lower a wide `weight` that is to stay positive."""
-    return weight * (1 - float(jnp.finfo(dtype).eps)) - jnp.minimum(weight, smallest(dtype))
+def lowest_step(weight: jax.Array, dtype: Any) -> jax.Array:
+    """Returns the lowest update in `dtype` that leaves a wide positive `weight` positive; zero for a zero."""
+    kept = jnp.minimum(weight, smallest(dtype))
+    return kept - weight * (1 - float(jnp.finfo(dtype).eps))
 
 
 def land(weight: jax.Array, step: jax.Array, floor: Scalar = 0.0) -> jax.Array:
@@ -97,7 +66,7 @@ def land(weight: jax.Array, step: jax.Array, floor: Scalar = 0.0) -> jax.Array:
     """
     dtype = weight.dtype
     weight = weight.astype(step.dtype)
-    step = bounded(step, -reach(weight, dtype), largest(dtype) - weight)
+    step = bounded(step, lowest_step(weight, dtype), largest(dtype) - weight)
     if isinstance(floor, float) and floor == 0:
         return rounded(step, dtype)
     update = rounded(jnp.maximum(step, floor - weight), dtype)
@@ -136,7 +105,7 @@ def land_on_simplex(param: jax.Array, target: jax.Array, *, axis: Axis, total: S
 
     # Compared so that a target which underflows falls too.
     falls = 2 * target < wide
-    edge = landed(jnp.maximum(target, wide - reach(wide, dtype)))
+    edge = landed(jnp.maximum(target, wide + lowest_step(wide, dtype)))
     fallen = jnp.sum(jnp.where(falls, edge, 0), axis, keepdims=True)
     others = jnp.sum(jnp.where(falls, 0, target), axis, keepdims=True)
     factor = (total - fallen) / jnp.where(others > 0, others, 1)

@@ -79,6 +79,22 @@ def test_a_call_whose_runs_are_on_record_only_writes_the_report_again(results):
     assert (folder / "report.html").exists()
 
 
+def test_packed_records_become_a_table_of_results(results, tmp_path):
+    folder = tmp_path / "recorded"
+    source = results[0] / "records.jsonl"
+    packed = _invoke("pack", "penalties.small", source, "--folder", folder)
+    assert packed.exit_code == 0, _text(packed)
+    written = _invoke("results", "--folder", folder, "--out", tmp_path / "RESULTS.md")
+    assert written.exit_code == 0, _text(written)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "Records: `recorded/penalties.small.jsonl.gz`." in text
+    assert "\n| sgd_penalty | 0.05 |" in text
+    assert "40 train / 20 test" in text
+    refused = _invoke("pack", "penalty", source, "--folder", folder)
+    assert refused.exit_code == 2
+    assert "penalty.jsonl.gz names none of penalties" in _text(refused)
+
+
 def test_the_report_loads_nothing_from_elsewhere(results):
     html = (results[0] / "report.html").read_text()
     scripts = re.findall(r"<script>.*?</script>", html, flags=re.DOTALL)

@@ -1,5 +1,8 @@
 """Stochastic L-BFGS against the paper's algorithm 1 in dense matrices, on a loss that is not quadratic."""
 
+import re
+from functools import partial
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -120,6 +123,35 @@ def test_the_first_pair_is_made_at_2L_and_used_from_2L_plus_1():
     assert counts == [0] * (2 * INTERVAL - 1) + [1] * INTERVAL + [2] * 2
     # The curvature batch is looked at in these two steps alone.
     assert set(evaluated) == {2 * INTERVAL - 1, 3 * INTERVAL - 1}
+
+
+@pytest.mark.parametrize("form", ["two_loop", "gram"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax_igr.sqn, partial(optax_igr.slbfgs, anchor_interval=5)],
+    ids=["sqn", "slbfgs"],
+)
+def test_a_step_copies_no_history(optimizer, form):
+    """The direction reads the pairs that the same update may overwrite."""
+    optimizer = optimizer(0.1, memory_size=4, pair_interval=3, form=form)
+    params = {"w": jnp.zeros([5000]), "b": jnp.zeros([100, 30])}
+
+    def value_fn(p):
+        return sum(jnp.sum(x**4) for x in jax.tree.leaves(p))
+
+    def step(params, state):
+        functions = ("value_fn", "full_value_fn", "curvature_value_fn")
+        grads = jax.grad(value_fn)(params)
+        updates, state = optimizer.update(
+            grads, state, params, **dict.fromkeys(functions, value_fn)
+        )
+        return jax.tree.map(jnp.add, params, updates), state
+
+    arguments = jax.eval_shape(lambda p: (p, optimizer.init(p)), params)
+    text = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile().as_text()
+    history = r"f64\[4,(?:5000|100,30)\]"
+    assert re.search(history, text)
+    assert re.findall(history + r"\S* copy\(", text) == []
 
 
 def test_the_pairs_of_a_quadratic_are_exact():
