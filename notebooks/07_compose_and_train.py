@@ -180,9 +180,9 @@ print(
 
 
 # %% [markdown]
-# The mixture stays on the simplex to rounding; the norms of the two weights stop growing where decay and data
-# balance. The ratio $\kappa$ and the drift are those of single batches here, so a good part of both is noise of
-# sampling (`monitor_drift(interval=k)` averages over $k$ steps).
+# The mixture stays on the simplex to rounding. The norms of the two weights grow at first and flatten where decay
+# and data balance. The ratio $\kappa$ and the drift are those of single batches here, so a good part of both is
+# noise of sampling (`monitor_drift(interval=k)` averages over $k$ steps).
 
 
 # %%
