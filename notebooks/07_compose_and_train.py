@@ -87,7 +87,7 @@ def loss_fn(model, images, labels):
 # | place | link | what it does |
 # |---|---|---|
 # | first, where the updates are the gradient | `monitor_drift` | measures, changes nothing |
-# | before momentum: a part of the loss | `add_gradient_penalty(μ)` | adds $\nabla\, \mu \lVert g \rVert^2 = 2 \mu H g$ |
+# | before momentum, in the loss | `add_gradient_penalty(μ)` | adds $\nabla\, \mu \lVert g \rVert^2 = 2 \mu H g$ |
 # | the same | `add_schatten_decay(μ, gram_steps=2)` | adds $\nabla \frac{\mu}{2} \lVert W \rVert_{S_8}^2$ |
 # | the optimizer | `optax.sgd` with momentum | |
 # | after the learning rate | `limit_by_curvature(1)` | shortens $u$ where $u^\top H u > -2 u^\top g$ |
