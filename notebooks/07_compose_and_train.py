@@ -87,8 +87,8 @@ def loss_fn(model, images, labels):
 # | place | link | what it does |
 # |---|---|---|
 # | first, where the updates are the gradient | `monitor_drift` | measures, changes nothing |
-# | before momentum: a part of the loss | `add_gradient_penalty(μ)` | adds $\nabla\, \mu \|g\|^2 = 2 \mu H g$ |
-# | the same | `add_schatten_decay(μ, gram_steps=2)` | adds $\nabla \frac{\mu}{2} \|W\|_{S_8}^2$ |
+# | before momentum, in the loss | `add_gradient_penalty(μ)` | adds $\nabla\, \mu \lVert g \rVert^2 = 2 \mu H g$ |
+# | the same | `add_schatten_decay(μ, gram_steps=2)` | adds $\nabla \frac{\mu}{2} \lVert W \rVert_{S_8}^2$ |
 # | the optimizer | `optax.sgd` with momentum | |
 # | after the learning rate | `limit_by_curvature(1)` | shortens $u$ where $u^\top H u > -2 u^\top g$ |
 # | on other parameters | `exponentiated_gradient`, simplex | $w_i \leftarrow w_i e^{-\gamma g_i} / Z$ |
@@ -180,9 +180,9 @@ print(
 
 
 # %% [markdown]
-# The mixture stays on the simplex to rounding; the norms of the two weights stop growing where decay and data
-# balance. The ratio $\kappa$ and the drift are those of single batches here, so a good part of both is noise of
-# sampling (`monitor_drift(interval=k)` averages over $k$ steps).
+# The mixture stays on the simplex to rounding. The norms of the two weights grow at first and flatten where decay
+# and data balance. The ratio $\kappa$ and the drift are those of single batches here, so a good part of both is
+# noise of sampling (`monitor_drift(interval=k)` averages over $k$ steps).
 
 
 # %%
