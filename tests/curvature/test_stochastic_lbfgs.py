@@ -165,18 +165,20 @@ def test_sharded_steps_past_the_first_pair_compile_once_and_equal_one_device(for
     def value_fn(p):
         return jnp.sum(scales * p**2 + p**4)
 
-    def step(params, state):
-        grads = jax.grad(value_fn)(params)
-        updates, state = optimizer.update(grads, state, params, curvature_value_fn=value_fn)
-        return params + updates, state
-
     found = []
     for params in (jnp.linspace(-1, 1, 16), jax.device_put(jnp.linspace(-1, 1, 16), sharding)):
-        stepped = jax.jit(step, donate_argnums=(0, 1))
-        params, state = params.copy(), jax.jit(optimizer.init)(params)
-        for _ in range(2 * INTERVAL + 2):
-            params, state = stepped(params, state)
-        assert stepped._cache_size() == 1
+
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def step(params, state):
+            grads = jax.grad(value_fn)(params)
+            updates, state = optimizer.update(grads, state, params, curvature_value_fn=value_fn)
+            return params + updates, state
+
+        with jax.set_mesh(mesh):
+            params, state = params.copy(), optimizer.init(params)
+            for _ in range(2 * INTERVAL + 2):
+                params, state = step(params, state)
+        assert step._cache_size() == 1
         assert state[0].memory.pair_count == 1
         found.append((params, state[0].memory.steps))
     np.testing.assert_allclose(*(np.asarray(p) for p, _ in found), rtol=1e-12)
