@@ -1,7 +1,8 @@
 """What curvature costs beside a gradient: every mode of a Hessian-vector product, and every direction.
 
-Times are medians over rounds in which all programs take turns, each as a ratio to the gradient of its own round. FLOPs
-and memory are the compiler's own figures; a direction contains loops, whose bodies those count once, so it has none.
+Times are medians over rounds in which all programs take turns, each as a ratio to the gradient of its own round; a
+direction's to the step of gradient descent. FLOPs and memory are the compiler's own figures; a direction contains
+loops, whose bodies those count once, so it has none.
 """
 
 import math
@@ -45,12 +46,12 @@ def measure(rounds: int = ROUNDS) -> list[Record]:
 
 def _record(key, programs, seconds):
     problem, technique = key
-    base = problem if problem in PRODUCTS.values() else PRODUCTS["tanh"]
-    ratios = [a / b for a, b in zip(seconds[key], seconds[base, "gradient"], strict=True)]
+    base = (problem, "gradient" if problem in PRODUCTS.values() else "sgd")
+    ratios = [a / b for a, b in zip(seconds[key], seconds[base], strict=True)]
     figures = dict(programs[key].figures)
     for name in ("flops", "memory"):
         if name in figures:
-            figures[name] = figures[name] / programs[base, "gradient"].figures[name]
+            figures[name] = figures[name] / programs[base].figures[name]
     figures["time"] = statistics.median(ratios)
     figures["milliseconds"] = 1e3 * statistics.median(seconds[key])
     return Record(

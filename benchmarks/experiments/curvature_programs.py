@@ -105,50 +105,57 @@ def directions() -> dict[str, Program]:
             "overlap_value_fn": lambda p: value_fn(p, jax.tree.map(lambda x: x[:size], batch)),
         }
 
-    def outputs_of(batch):
+    def newton_extra(batch, data):
+        del data
         return {
+            "value_fn": lambda p: value_fn(p, batch),
             "outputs_fn": lambda p: outputs(activation, p, batch),
             "output_loss_fn": lambda y: output_loss(y, batch),
         }
 
-    once = 1 / CYCLE
-    newton = {"damping": 1.0, "tolerance": 0.0, "warm_start": False}
-    full = CURVATURE_BATCHES * once
-    named: dict[str, tuple[Any, float, int, tuple[str, ...] | None]] = {
-        "sgd": (optax.sgd(0.01), 1, CYCLE, ()),
-        "adam": (optax.adam(1e-3), 1, CYCLE, ()),
-        "naive_lbfgs": (_scaled(optax.scale_by_lbfgs()), 1, CYCLE, ()),
-        "multibatch_lbfgs": (optax_igr.multibatch_lbfgs(0.01), 1.5, CYCLE, None),
-        "multibatch_lbfgs gram": (
-            optax_igr.multibatch_lbfgs(0.01, form="gram"),
-            1.5,
-            CYCLE,
-            None,
-        ),
-        "svrg": (_scaled(optax_igr.svrg(anchor_interval=CYCLE)), 2 + full, CYCLE, None),
-        "sqn": (optax_igr.sqn(0.01), 1 + 2 * full, CYCLE, None),
-        "sqn gram": (optax_igr.sqn(0.01, form="gram"), 1 + 2 * full, CYCLE, None),
-        "slbfgs": (optax_igr.slbfgs(0.01, anchor_interval=CYCLE), 2 + 3 * full, CYCLE, None),
-        "newton_cg 10": (
-            optax_igr.newton_cg(1.0, max_steps=10, **newton),
-            1 + 1 + 2 * 10 + 1 / 3,
-            1,
-            None,
-        ),
+    def nothing(batch, data):
+        del batch, data
+        return {}
+
+    newton = {"damping": 1.0, "tolerance": 0.0, "warm_start": False, "max_steps": 10}
+    full = CURVATURE_BATCHES / CYCLE
+    stochastic = {
+        "multibatch_lbfgs": (optax_igr.multibatch_lbfgs(0.01), 1.5),
+        "multibatch_lbfgs gram": (optax_igr.multibatch_lbfgs(0.01, form="gram"), 1.5),
+        "svrg": (_scaled(optax_igr.svrg(anchor_interval=CYCLE)), 2 + full),
+        "sqn": (optax_igr.sqn(0.01), 1 + 2 * full),
+        "sqn gram": (optax_igr.sqn(0.01, form="gram"), 1 + 2 * full),
+        "slbfgs": (optax_igr.slbfgs(0.01, anchor_interval=CYCLE), 2 + 3 * full),
+    }
+    peers = {
+        "sgd": (optax.sgd(0.01), 1),
+        "adam": (optax.adam(1e-3), 1),
+        "naive_lbfgs": (_scaled(optax.scale_by_lbfgs()), 1),
+    }
+    # The gradient, the linearization, ten products, and the loss of the ratio.
+    second_order = {
+        "newton_cg 10": (optax_igr.newton_cg(1.0, **newton), 2 + 2 * 10 + 1 / 3),
         "gauss_newton_cg 10": (
-            optax_igr.newton_cg(1.0, max_steps=10, curvature="gauss_newton", **newton),
-            1 + 1 + 4 / 3 * 10 + 1 / 3,
-            1,
-            None,
+            optax_igr.newton_cg(1.0, curvature="gauss_newton", **newton),
+            2 + 4 / 3 * 10 + 1 / 3,
         ),
+    }
+    named = {
+        name: (*made, steps, arguments)
+        for group, steps, arguments in (
+            (peers, CYCLE, nothing),
+            (stochastic, CYCLE, extra),
+            (second_order, 1, newton_extra),
+        )
+        for name, made in group.items()
     }
     found = {}
     batch = jax.tree.map(lambda x: x[:BATCH_SIZE], data)
-    for name, (optimizer, gradients, steps, accepted) in named.items():
+    for name, (optimizer, gradients, steps, arguments) in named.items():
 
-        def step(p, state, batch, data, optimizer=optimizer, accepted=accepted):
-            arguments = {} if accepted == () else extra(batch, data) | outputs_of(batch)
-            updates, state = optimizer.update(jax.grad(value_fn)(p, batch), state, p, **arguments)
+        def step(p, state, batch, data, optimizer=optimizer, arguments=arguments):
+            grads = jax.grad(value_fn)(p, batch)
+            updates, state = optimizer.update(grads, state, p, **arguments(batch, data))
             return optax.apply_updates(p, updates), state
 
         found[name] = _stepping(step, optimizer, params, batch, data, steps, gradients)
