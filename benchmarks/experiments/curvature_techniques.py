@@ -168,12 +168,13 @@ SLBFGS = technique(
     _with_pairs(2 + 1 + PRODUCT, lambda state: state[1].memory),
     (*FULL, "curvature_value_fn"),
 )
+MULTIBATCH_METER = _with_pairs(1 + 2 * 0.25, lambda state: state[0].memory)
 MULTIBATCH = technique(
     "multibatch",
     lambda rate, n, epoch: optax_igr.multibatch_lbfgs(rate),
     (0.03, 0.1),
     "multi-batch L-BFGS, overlap 25 %",
-    _with_pairs(1 + 2 * 0.25, lambda state: state[0].memory),
+    MULTIBATCH_METER,
     (*BASIC, "overlap_value_fn"),
 )
 NAIVE = technique(
@@ -228,7 +229,7 @@ NETWORK = (
         "full_newton_cg",
         _line_searched(optax_igr.scale_by_newton_cg(damping=1.0, tolerance=0.1)),
         _newton_passes(PRODUCT),
-        40.0,
+        25.0,
         "Newton-CG on all examples, then Optax's backtracking",
         autoencoder.EPOCHS,
     ),
