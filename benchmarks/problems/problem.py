@@ -41,6 +41,7 @@ class Problem:
       curvature_batch_size: the number of examples that curvature is measured on.
       overlap: the fraction of a batch that it shares with the previous one, where one asks for it.
       sampling: `shuffled` epochs or `with_replacement`.
+      shift: `(batch, step) -> batch`: what becomes of a batch at a step, where the distribution changes in mid-run.
       about: one sentence for the report.
     """
 
@@ -59,6 +60,7 @@ class Problem:
     curvature_batch_size: int | None = None
     overlap: float = 0.25
     sampling: str = "shuffled"
+    shift: Callable[[Any, chex.Array], Any] | None = None
     about: str = ""
 
     @property

@@ -132,7 +132,7 @@ def test_the_first_step_is_the_minimiser_of_the_model_whatever_the_rate():
                 gradient, optimizer.init(params), params, value_fn=value_fn
             )
             np.testing.assert_allclose(updates, -length * direction, rtol=1e-6)
-            assert not state.awaits_first_step
+            assert state.measured_count == 1
 
 
 def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
@@ -146,7 +146,7 @@ def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
     for bad in (0.0, jnp.nan, jnp.inf):
         updates, state = update(jnp.full(2, bad), state)
         np.testing.assert_array_equal(updates, 0)
-        assert state.awaits_first_step
+        assert state.measured_count == 0
         np.testing.assert_array_equal(state.log_scale, 0)
     updates, state = update(3 * params, state)
     np.testing.assert_allclose(updates, -params, rtol=1e-9)
@@ -229,7 +229,7 @@ def test_a_broken_gradient_emits_zeros_and_leaves_the_state(inner, bad):
     for before in (fresh, used):
         updates, after = update(broken, before, params)
         assert trees.squared_norm(updates) == 0
-        for name in ("log_scale", "longest_step", "awaits_first_step", "inner_state"):
+        for name in ("log_scale", "longest_step", "measured_count", "inner_state"):
             jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
         assert trees.all_finite(after.previous_updates)
         updates, _ = update(jax.tree.map(jnp.sin, params), after, params)
