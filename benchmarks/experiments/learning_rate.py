@@ -95,24 +95,15 @@ def _problems(data_dir):
     three = digits.mlp(widths=(64, 64), activation=nnx.relu)
     seven = digits.mlp(widths=(32,) * 6, activation=nnx.relu)
     chosen = [
-        light(three.replace(name="digits_three", num_steps=600)),
+        three.replace(name="digits_three", num_steps=600),
         shifted(three, 600),
-        light(seven.replace(name="digits_seven", num_steps=600)),
+        seven.replace(name="digits_seven", num_steps=600),
     ]
     if data_dir is not None:
-        convex = logistic.a9a(data_dir).replace(num_steps=500)
         small = {"length": 32, "width": 32, "num_heads": 2, "num_steps": 300}
-        chosen.insert(0, light(convex))
-        chosen.append(light(shakespeare.transformer(data_dir, **small)))
-    return chosen
-
-
-def light(problem: Problem) -> Problem:
-    """Returns the problem with three cheap measures: the curves are not what is asked here."""
-    names = ("train_loss", "test_loss", "test_accuracy")
-    measures = {name: problem.measures[name] for name in names if name in problem.measures}
-    final = {name: problem.final_measures[name] for name in measures}
-    return problem.replace(measures=measures, final_measures=final)
+        chosen.insert(0, logistic.a9a(data_dir).replace(num_steps=500))
+        chosen.append(shakespeare.transformer(data_dir, **small))
+    return [problem.measuring("train_loss", "test_loss", "test_accuracy") for problem in chosen]
 
 
 def shifted(problem: Problem, num_steps: int) -> Problem:

@@ -79,6 +79,13 @@ class Problem:
         """Returns the same problem with some attributes changed."""
         return dataclasses.replace(self, **changes)
 
+    def measuring(self, *names: str) -> "Problem":
+        """Returns the problem with these of its measures alone, on the curve and at the end."""
+        return self.replace(
+            measures={name: m for name, m in self.measures.items() if name in names},
+            final_measures={name: m for name, m in self.final_measures.items() if name in names},
+        )
+
     def steps(self, epochs: float) -> int:
         """Returns the number of steps that make so many epochs."""
         return math.ceil(epochs * self.steps_per_epoch)
