@@ -96,8 +96,8 @@ def _problems(data_dir):
     seven = digits.mlp(widths=(32,) * 6, activation=nnx.relu)
     chosen = [
         three.replace(name="digits_three", num_steps=600),
-        shifted(three, 600),
         seven.replace(name="digits_seven", num_steps=600),
+        shifted(three, 600),
     ]
     if data_dir is not None:
         small = {"length": 32, "width": 32, "num_heads": 2, "num_steps": 300}
