@@ -12,8 +12,9 @@ import optax
 import optimistix
 
 import optax_igr
-from benchmarks.experiments.metering import Metered, Spent, metered, on_full_batch_every, stepwise
+from benchmarks.experiments.metering import Metered, Spent, metered, on_full_batch_every
 from benchmarks.problems import autoencoder, convex
+from benchmarks.stepwise import stepwise
 from benchmarks.technique import BASIC, Technique
 
 PAIR_INTERVAL = 10

@@ -104,7 +104,7 @@ def test_a_technique_that_compares_steps_runs_only_where_they_see_the_same_batch
     # One trial point a step, whose gradient is taken where it is accepted; on a bowl that is soon the minimum.
     assert 1 <= run.gradients_per_step <= 2
     assert run.final["train_loss"] < 1e-9 * run.curve["train_loss"][0]
-    with pytest.raises(ValueError, match="optimistix_cg: not for .*same batch"):
+    with pytest.raises(ValueError, match=r"optimistix_cg: not for .*same batch"):
         experiment.run(alone, tmp_path / "b.jsonl", problems=[batched])
 
 

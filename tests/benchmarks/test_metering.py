@@ -1,10 +1,9 @@
-"""What runs are said to cost, and Optimistix one step at a time."""
+"""What runs are said to cost."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optimistix
 import pytest
 
 import optax_igr
@@ -15,24 +14,6 @@ SCALES = jnp.asarray([1.0, 3.0, 10.0])
 
 def value_fn(p):
     return jnp.sum(jnp.cosh(SCALES * (p - 1)))
-
-
-def test_a_step_of_optimistix_is_one_of_its_own_loop():
-    solver = optimistix.LBFGS(rtol=0.0, atol=0.0)
-    transform = metering.stepwise(solver)
-
-    def step(carry, _):
-        params, state = carry
-        updates, state = transform.update(params, state, params, value_fn=value_fn)
-        return (params + updates, state), None
-
-    start = jnp.zeros(3)
-    (found, _), _ = jax.jit(lambda: jax.lax.scan(step, (start, transform.init(start)), length=40))()
-    theirs = optimistix.minimise(
-        lambda p, args: value_fn(p), solver, start, max_steps=40, throw=False
-    )
-    np.testing.assert_allclose(found, theirs.value, rtol=1e-12)
-    assert value_fn(found) < value_fn(start)
 
 
 def run(technique, num_steps):
