@@ -47,7 +47,10 @@ class CNN(nnx.Module):
     def __init__(self, shape: tuple[int, int], channels: tuple[int, ...], rngs: nnx.Rngs):
         pairs = itertools.pairwise((1, *channels))
         self.convolutions = nnx.List(
-            [nnx.Conv(m, n, (3, 3), strides=2, rngs=rngs) for m, n in pairs]
+            [
+                nnx.Conv(m, n, (3, 3), strides=2, conv_general_dilated=convolution, rngs=rngs)
+                for m, n in pairs
+            ]
         )
         height, width = shape
         for _ in channels:
@@ -60,6 +63,33 @@ class CNN(nnx.Module):
         for convolution in self.convolutions:
             x = nnx.tanh(convolution(x))
         return self.linear(x.reshape(x.shape[0], -1))
+
+
+def convolution(
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    padding: str | list[tuple[int, int]],
+    **options: Any,
+) -> jax.Array:
+    """Convolves images with a kernel `[height, width, in, out]` as one matrix product of shifted slices.
+
+    The runner's loop over steps, vectorised over runs, makes XLA's own convolution 6 to 17 times slower on a CPU.
+    """
+    del options
+    height, width, channels, features = kernel.shape
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(images.shape[1:3], (height, width), strides, padding)
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    down, across = strides
+    rows = (padded.shape[1] - height) // down + 1
+    columns = (padded.shape[2] - width) // across + 1
+    shifted = [
+        padded[:, i : i + down * (rows - 1) + 1 : down, j : j + across * (columns - 1) + 1 : across]
+        for i in range(height)
+        for j in range(width)
+    ]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(height * width * channels, features)
 
 
 def classification(

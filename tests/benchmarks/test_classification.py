@@ -1,0 +1,30 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from benchmarks.problems import classification
+
+
+@pytest.mark.parametrize(("size", "strides"), [((7, 8), 2), ((5, 5), 1), ((6, 9), (3, 2))])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_a_convolution_by_slices_is_that_of_flax_with_its_gradients(size, strides, padding):
+    images = jax.random.normal(jax.random.key(0), (2, *size, 3))
+
+    def layer(**options):
+        return nnx.Conv(3, 4, (3, 3), strides, padding=padding, rngs=nnx.Rngs(1), **options)
+
+    ours = layer(conv_general_dilated=classification.convolution)
+    theirs = layer()
+    np.testing.assert_allclose(ours(images), theirs(images), rtol=1e-5, atol=1e-6)
+
+    def loss(model, x):
+        return jnp.sum(jnp.sin(model(x)))
+
+    for argument in (0, 1):
+        found, expected = (
+            nnx.grad(loss, argnums=argument)(model, images) for model in (ours, theirs)
+        )
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
