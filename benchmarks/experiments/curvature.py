@@ -106,8 +106,9 @@ def _figures(runs):
             Figure(
                 f"{measure}_{problem}",
                 f"{title}: {own[0].settings}",
-                "Each technique at its best rate. A pass is a gradient on every example; a Hessian-vector product "
-                "counts as two, a Gauss-Newton-vector product as 4/3, a loss as 1/3.",
+                "Each technique at its best rate; one that diverged at every rate has no line. A pass is a gradient "
+                "on every example; a Hessian-vector product counts as two, a Gauss-Newton-vector product as 4/3, a "
+                "loss as 1/3.",
                 chart,
             )
         )
