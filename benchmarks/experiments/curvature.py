@@ -77,11 +77,17 @@ def headline(runs: list[Record]) -> str:
     named = {"suboptimality": "distance from the minimum", "train_loss": "training loss"}
     sentences = [
         f"{problem}, {named[measures[problem]]} at the best rate and passes over the data: "
-        + ", ".join(f"{t} {x:.1e} ({p:.0f})" for t, (x, p) in sorted(found.items(), key=_by_end))
+        + ", ".join(
+            f"{t} {_shown(x)} ({p:.0f})" for t, (x, p) in sorted(found.items(), key=_by_end)
+        )
         + "."
         for problem, found in best.items()
     ]
     return " ".join([*sentences, *costs.headline([r for r in runs if is_cost(r)])])
+
+
+def _shown(x):
+    return f"{x:.1e}" if math.isfinite(x) else "diverged"
 
 
 def _by_end(item):

@@ -25,7 +25,7 @@ DAMPING_RANGE = (1e-8, 1e8)
 
 
 def predicted_decrease(
-    solution: Solution, b: chex.ArrayTree, damping: jax.Array, norm: chex.Array
+    solution: Solution, b: chex.ArrayTree, damping: jax.Array, norm: jax.Array
 ) -> jax.Array:
     r"""Returns :math:`g^\top d - \frac12 d^\top C d` of the solution of :math:`(C + \lambda I) x = b`.
 
