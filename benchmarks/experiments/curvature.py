@@ -77,11 +77,17 @@ def headline(runs: list[Record]) -> str:
     named = {"suboptimality": "distance from the minimum", "train_loss": "training loss"}
     sentences = [
         f"{problem}, {named[measures[problem]]} at the best rate and passes over the data: "
-        + ", ".join(f"{t} {x:.1e} ({p:.0f})" for t, (x, p) in sorted(found.items(), key=_by_end))
+        + ", ".join(
+            f"{t} {_shown(x)} ({p:.0f})" for t, (x, p) in sorted(found.items(), key=_by_end)
+        )
         + "."
         for problem, found in best.items()
     ]
     return " ".join([*sentences, *costs.headline([r for r in runs if is_cost(r)])])
+
+
+def _shown(x):
+    return f"{x:.1e}" if math.isfinite(x) else "diverged"
 
 
 def _by_end(item):
@@ -106,8 +112,9 @@ def _figures(runs):
             Figure(
                 f"{measure}_{problem}",
                 f"{title}: {own[0].settings}",
-                "Each technique at its best rate. A pass is a gradient on every example; a Hessian-vector product "
-                "counts as two, a Gauss-Newton-vector product as 4/3, a loss as 1/3.",
+                "Each technique at its best rate; one that diverged at every rate has no line. A pass is a gradient "
+                "on every example; a Hessian-vector product counts as two, a Gauss-Newton-vector product as 4/3, a "
+                "loss as 1/3.",
                 chart,
             )
         )

@@ -106,13 +106,17 @@ def figures_of(runs: Sequence[Record]) -> list[Figure]:
     panels = {
         "products": (
             list(PRODUCTS.values()),
-            [("time", "time"), ("flops", "FLOPs"), ("memory", "memory")],
+            [
+                ("time", "time × a gradient"),
+                ("flops", "FLOPs × a gradient"),
+                ("memory", "memory × a gradient"),
+            ],
             "A gradient and a product with it, in gradients",
             "By the mode of `hvp`. FLOPs and memory are the compiler's own figures.",
         ),
         "directions": (
             [DIRECTIONS],
-            [("gradients", "gradients, counted by hand"), ("time", "time")],
+            [("gradients", "gradients, counted by hand"), ("time", "time × a gradient step")],
             "A step of each technique, in gradients of its batch",
             f"Ten batches make the curvature batch and the whole data set, each used once in {CYCLE} steps.",
         ),
@@ -135,7 +139,7 @@ def _dots(runs, measures):
         y = alt.Y(
             "technique:N", sort=order, title=None, axis=alt.Axis(labels=index == 0, ticks=False)
         )
-        x = alt.X(f"{name}:Q", title=f"{title} × a gradient", scale=alt.Scale(domainMin=0))
+        x = alt.X(f"{name}:Q", title=title, scale=alt.Scale(domainMin=0))
         tips = [
             alt.Tooltip("technique:N"),
             alt.Tooltip("problem:N"),

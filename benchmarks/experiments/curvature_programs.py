@@ -140,7 +140,7 @@ def directions() -> dict[str, Program]:
             2 + 4 / 3 * 10 + 1 / 3,
         ),
     }
-    named = {
+    named: dict[str, tuple[Any, ...]] = {
         name: (*made, steps, arguments)
         for group, steps, arguments in (
             (peers, CYCLE, nothing),
@@ -165,6 +165,8 @@ def directions() -> dict[str, Program]:
 def _program(fn, params, batch, error=None):
     compiled = jax.jit(fn).lower(params, batch).compile()
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
+    if memory is None or analysis is None:
+        raise ValueError(f"the {jax.default_backend()} compiler gives no cost analysis.")
 
     def run():
         began = time.perf_counter()

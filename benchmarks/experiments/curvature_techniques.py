@@ -39,12 +39,15 @@ def technique(
         epoch = max(1, num_steps // epochs)
         return metered(make(rate, num_steps, epoch), lambda a, b: meter(a, b, epoch))
 
+    def eval_params(state: Any, params: Any) -> Any:
+        return Metered(params, state.spent)
+
     return Technique(
         name,
         factory,
         rates,
         about,
-        eval_params=lambda state, params: Metered(params, state.spent),
+        eval_params=eval_params,
         extra_arguments=extra_arguments,
     )
 

@@ -24,8 +24,8 @@ class Solution(NamedTuple):
 
     x: chex.ArrayTree
     residual: chex.ArrayTree
-    num_products: chex.Array
-    met_negative_curvature: chex.Array
+    num_products: jax.Array
+    met_negative_curvature: jax.Array
 
 
 def truncated_cg(
