@@ -7,7 +7,6 @@ the same round.
 """
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -144,10 +143,8 @@ def cells(costs: Sequence[ElementwiseCost]) -> tuple[list[str], list[list[str]]]
 def write(costs: Sequence[ElementwiseCost], folder: Path) -> Path:
     """Writes one JSON line a step, with the machine; returns the path."""
     path = folder / "elementwise.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     environment = records.environment()
-    lines = [json.dumps(dataclasses.asdict(c) | {"environment": environment}) for c in costs]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    records.write_rows(path, [dataclasses.asdict(c) | {"environment": environment} for c in costs])
     return path
 
 

@@ -160,7 +160,7 @@ def egdd(
             weight = jnp.asarray(momentum_now, n.dtype)
             g = jnp.where(jnp.isfinite(g), g, 0).astype(v.dtype)
             moved = weight * v + jnp.asarray(rate, n.dtype) * (exponential.exp(n) * g)
-            return buffers.written_once(buffers.after(moved, log_s))
+            return buffers.written_once(moved, log_s, n)
 
         velocity = scale.map_scaled(next_velocity, log_scale, state.velocity, log_gain, updates)
         stepped = scale.map_scaled(
