@@ -1,18 +1,21 @@
 """Runs as JSON lines: one self-contained line a run, appended as it ends, so that a sweep resumes.
 
-JSON has no infinity: a value that is not finite is written as the string `inf`, `-inf` or `nan`.
+JSON has no infinity: a value that is not finite is written as the string `inf`, `-inf` or `nan`. A file whose
+name ends in `.gz` is compressed, always to the same bytes: records that are committed are kept that way.
 """
 
 import dataclasses
 import datetime
 import functools
+import gzip
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +85,17 @@ class Record:
 def append(path: Path, records: Iterable[Record]) -> None:
     """Appends records to a file, which it makes; a torn last line is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gz":
+        _store(path, _content(path) + _lines(map(dataclasses.asdict, records)))
+        return
     if path.exists():
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole != len(content):
             with path.open("r+b") as file:
                 file.truncate(whole)
-    lines = [json.dumps(_encode(dataclasses.asdict(r)), allow_nan=False) for r in records]
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(line + "\n" for line in lines))
+    with path.open("ab") as file:
+        file.write(_lines(map(dataclasses.asdict, records)))
 
 
 def read(path: Path) -> list[Record]:
@@ -99,19 +104,49 @@ def read(path: Path) -> list[Record]:
     Raises:
       ValueError: naming the line, for a line that is no record; an interrupted last one is skipped.
     """
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    lines = text.split("\n")
-    # What follows the last newline is empty, or a line that an interruption tore.
-    complete = lines[:-1]
-    records = []
-    for number, line in enumerate(complete, start=1):
+    found = []
+    for number, row in enumerate(rows(path), start=1):
         try:
-            records.append(Record(**_decode(json.loads(line))))
-        except (json.JSONDecodeError, TypeError) as error:
+            found.append(Record(**row))
+        except TypeError as error:
             raise ValueError(f"{path}, line {number}, is not a record: {error}") from error
-    return records
+    return found
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines of any content, gzipped or not; none where there is no file.
+
+    Raises:
+      ValueError: naming the line that is no JSON object, or the file that is not a whole gzip file.
+    """
+    found = []
+    # What follows the last newline is empty, or a line that an interruption tore.
+    for number, line in enumerate(_content(path).split(b"\n")[:-1], start=1):
+        try:
+            row = _decode(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not a record: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}, is not a record: it is no JSON object.")
+        found.append(row)
+    return found
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines of any content, gzipped where the name ends in `.gz`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _store(path, _lines(rows))
+
+
+def pack(source: Path, target: Path) -> None:
+    """Copies records to keep: what was measured is rounded to six digits, what identifies a run is not."""
+    write_rows(
+        target,
+        [
+            {name: _rounded(x) if name in ("curve", "final") else x for name, x in row.items()}
+            for row in rows(source)
+        ],
+    )
 
 
 def environment() -> dict[str, Any]:
@@ -155,6 +190,39 @@ def _commit():
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()
+
+
+def _content(path):
+    """Returns the bytes of a file, decompressed; none where there is no file."""
+    if not path.exists():
+        return b""
+    stored = path.read_bytes()
+    if path.suffix != ".gz":
+        return stored
+    try:
+        return gzip.decompress(stored)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file: {error}") from error
+
+
+def _store(path, content):
+    # Beside the file first: an interruption leaves the old file whole. Without a time the bytes repeat.
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    beside.replace(path)
+
+
+def _lines(rows):
+    lines = [json.dumps(_encode(dict(row)), allow_nan=False) for row in rows]
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {name: _rounded(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_rounded(x) for x in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _encode(value):

@@ -1,6 +1,7 @@
 """A technique's runs, all rates and all seeds of them, as one compiled program.
 
-The runs are one leading axis under `jax.vmap`, split over every device; the steps are a loop inside it.
+The runs are one leading axis under `jax.vmap`, split over every device; the steps are a loop inside it. On a CPU
+each core is a device (`use_every_core`): XLA leaves small batched products to one core.
 The loop stops for each point of the curve, so that a progress bar moves, a measure costs no step its
 time, and the measures are compiled once for all techniques of a problem.
 
@@ -8,9 +9,11 @@ Leaves of the state that no run changes on its own (step counts, above all) stay
 under `jax.vmap` a `lax.cond` on a batched predicate would take both of its branches at every step.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,9 +30,9 @@ from benchmarks.technique import NUM_MICROBATCHES, Technique
 
 MEMORY_LIMIT = 2 * 2**30
 
-# On a CPU the parameters of a chunk of runs stay in the cache: with 400 small runs at once each step
-# streams all of them from memory, and a run costs four times what it does among 40.
-CACHED_PARAMETERS = 4 * 2**20
+# On a CPU the parameters of the runs that a device takes together stay in its cache: with 200 small runs at once
+# each step streams all of them from memory, and a run costs half as much again.
+CACHED_PARAMETERS = 2 * 2**20
 
 # A run whose loss exceeds this multiple of its first has diverged, as one that is not finite has.
 DIVERGED = 1e3
@@ -144,14 +147,31 @@ def run_all(
     return done
 
 
+def use_every_core() -> None:
+    """Makes each CPU core a device of its own, unless JAX has started or the number of devices is set already."""
+    chosen = getattr(jax.config, "jax_num_cpu_devices", -1) >= 0
+    if chosen or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    # Raised where the devices are in use already.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", _num_cores())
+
+
+def _num_cores():
+    # Not on every system; a container may have fewer cores than its machine.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _cached_size(problem, num_runs):
-    """Returns the size of equal chunks whose parameters stay in the cache; all runs but on a CPU."""
+    """Returns the size of equal chunks whose parameters stay in the caches; all runs but on a CPU."""
     if jax.default_backend() != "cpu":
         return num_runs
     params = jax.eval_shape(problem.init, jax.random.key(0))
     each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-    chunks = -(-num_runs * each // CACHED_PARAMETERS)
-    return -(-num_runs // max(1, min(chunks, num_runs)))
+    chunks = -(-num_runs * each // (CACHED_PARAMETERS * jax.device_count()))
+    return -(-num_runs // max(1, min(chunks, -(-num_runs // jax.device_count()))))
 
 
 class Program:
@@ -159,8 +179,7 @@ class Program:
 
     def __init__(self, problem: Problem, technique: Technique, size: int, num_steps: int):
         self.problem, self.technique, self.num_steps = problem, technique, num_steps
-        devices = jax.devices()[:size]
-        self.mesh = jax.make_mesh((len(devices),), ("runs",), (AxisType.Auto,), devices=devices)
+        self.mesh = _mesh(min(size, jax.device_count()))
         self.size = -(-size // self.mesh.size) * self.mesh.size
         rates = jax.ShapeDtypeStruct((self.size,), jnp.float32)
         keys = jax.eval_shape(_keys, jax.ShapeDtypeStruct((self.size,), jnp.uint32))
@@ -168,7 +187,8 @@ class Program:
         begin = functools.partial(_begin, problem, technique, num_steps)
         step = functools.partial(_step, problem, technique, num_steps)
         self.axes = _carry_axes(begin, step, problem, params, rates, keys)
-        self.data = jax.device_put(problem.train, NamedSharding(self.mesh, PartitionSpec()))
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self.data, self.test = jax.device_put((problem.train, problem.test), everywhere)
 
         def advance(first, last, carry, rates, keys, data):
             def loop(carry, rate, key):
@@ -215,16 +235,22 @@ class Program:
         keys = jax.device_put(_keys(jnp.asarray([r.seed for r in padded], jnp.uint32)), sharding)
         carry = self.begin(rates, initial_params(problem, keys))
         eval_params = jax.jit(jax.vmap(self.technique.eval_params, (self.axes.state, 0)))
-        curve = [measure(problem, eval_params(carry.state, carry.params), "measures")]
+
+        def measured(which):
+            compiled = _measures(tuple(getattr(problem, which).items()), self.mesh)
+            evaluated = eval_params(carry.state, carry.params)
+            return jax.device_get(compiled(evaluated, self.data, self.test))
+
+        curve = [measured("measures")]
         seconds = 0.0
         for first, last in itertools.pairwise(points):
             began = time.perf_counter()
             carry = self.advance(int(first), int(last), carry, rates, keys, self.data)
             jax.block_until_ready(carry)
             seconds += time.perf_counter() - began
-            curve.append(measure(problem, eval_params(carry.state, carry.params), "measures"))
+            curve.append(measured("measures"))
             progress(last / self.num_steps)
-        final = measure(problem, eval_params(carry.state, carry.params), "final_measures")
+        final = measured("final_measures")
         return [
             Trajectory(
                 run=run,
@@ -240,20 +266,31 @@ class Program:
 
 
 def measure(problem: Problem, params: chex.ArrayTree, which: str) -> dict[str, np.ndarray]:
-    """Measures every run: `which` is `measures` or `final_measures`."""
-    return jax.device_get(_measure(problem, which)(params, problem.train, problem.test))
+    """Measures parameters with a leading axis of runs: `which` is `measures` or `final_measures`."""
+    compiled = _measures(tuple(getattr(problem, which).items()), _mesh(1))
+    return jax.device_get(compiled(params, problem.train, problem.test))
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_measures(measures):
+def _measures(measures, mesh):
     def one(params, train, test):
         return {name: fn(params, train, test) for name, fn in measures}
 
-    return jax.jit(jax.vmap(one, (0, None, None)))
+    runs, whole = PartitionSpec("runs"), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(
+            jax.vmap(one, (0, None, None)),
+            mesh=mesh,
+            in_specs=(runs, whole, whole),
+            out_specs=runs,
+            check_vma=False,
+        )
+    )
 
 
-def _measure(problem, which):
-    return _compiled_measures(tuple(getattr(problem, which).items()))
+def _mesh(num_devices):
+    devices = jax.devices()[:num_devices]
+    return jax.make_mesh((num_devices,), ("runs",), (AxisType.Auto,), devices=devices)
 
 
 def initial_params(problem: Problem, keys: chex.PRNGKey) -> chex.ArrayTree:
@@ -358,7 +395,8 @@ def _batch(problem, technique, count, order, key, data):
     shuffled = functools.partial(jax.random.permutation, jax.random.fold_in(key, epoch + 1))
     order = jax.lax.cond(position == 0, lambda o: shuffled(len(o)), lambda o: o, order)
     chosen = jax.lax.dynamic_slice_in_dim(order, position * problem.batch_size, problem.batch_size)
-    return jax.tree.map(lambda x: x[chosen], data), order
+    batch = jax.tree.map(lambda x: x[chosen], data)
+    return (batch if problem.shift is None else problem.shift(batch, count)), order
 
 
 def _keys(seeds):

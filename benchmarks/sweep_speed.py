@@ -1,14 +1,15 @@
 """The runner beside a plain Python loop over one jitted step: the same runs, the same batches, timed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import runner
+from benchmarks import records, runner
 from benchmarks.problems import digits
 from benchmarks.problems.problem import Problem
 from benchmarks.technique import Technique
@@ -46,6 +47,32 @@ class SweepSpeed(NamedTuple):
         """The same with both compilations."""
         program = self.program_seconds + self.program_compile_seconds
         return (self.loop_seconds + self.loop_compile_seconds) / program
+
+
+def cells(found: Sequence[SweepSpeed]) -> tuple[list[str], list[list[str]]]:
+    """Returns the head and the rows of the table."""
+    head = ["runs", "program s", "compile s", "loop s", "speed-up", "with compilation", "ms a run"]
+    rows = [
+        [
+            str(f.runs),
+            f"{f.program_seconds:.2f}",
+            f"{f.program_compile_seconds:.2f}",
+            f"{f.loop_seconds:.2f}",
+            f"{f.speedup:.2f}",
+            f"{f.speedup_with_compilation:.2f}",
+            f"{1e3 * f.program_seconds / f.runs:.1f}",
+        ]
+        for f in found
+    ]
+    return head, rows
+
+
+def write(found: Sequence[SweepSpeed], folder: Path) -> Path:
+    """Writes one JSON line a number of runs, with the machine; returns the path."""
+    path = folder / "sweep_speed.jsonl"
+    environment = records.environment()
+    records.write_rows(path, [f._asdict() | {"environment": environment} for f in found])
+    return path
 
 
 def problem(epochs: int) -> Problem:

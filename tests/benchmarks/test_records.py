@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import math
 
 import pytest
@@ -56,6 +57,42 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
     path.write_text('{"problem": "p"}\n')
     with pytest.raises(ValueError, match=r"records\.jsonl, line 1"):
         records.read(path)
+    for line in (b"[1]\n", b'"text"\n', b"{\n", b"\xff\n"):
+        path.write_bytes(line)
+        with pytest.raises(ValueError, match=r"records\.jsonl, line 1, is not a record"):
+            records.read(path)
+
+
+def test_compressed_records_are_read_and_appended_to_alike_and_repeat_byte_by_byte(tmp_path):
+    plain, packed, again = (tmp_path / name for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz"))
+    for path in (plain, packed):
+        records.append(path, [_record(0)])
+        records.append(path, [_record(1)])
+    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
+    assert [r.seed for r in records.read(packed)] == [0, 1]
+    records.append(again, [_record(0), _record(1)])
+    assert again.read_bytes() == packed.read_bytes()
+    assert sorted(tmp_path.iterdir()) == [plain, packed, again]
+    packed.write_bytes(packed.read_bytes()[:-12])
+    with pytest.raises(ValueError, match=r"b\.jsonl\.gz is not a whole gzip file"):
+        records.read(packed)
+
+
+def test_packing_rounds_what_was_measured_and_keeps_what_identifies_the_run(tmp_path):
+    run = _record(
+        learning_rate=0.1 + 1e-12,
+        curve={"step": [0, 12345678], "train_loss": [1.23456789, math.inf]},
+        final={"train_loss": -9.87654321e-13, "noise_accuracy": [0.123456789, math.nan]},
+    )
+    source, target = tmp_path / "records.jsonl", tmp_path / "kept" / "digits.jsonl.gz"
+    records.append(source, [run])
+    records.pack(source, target)
+    (kept,) = records.read(target)
+    assert kept.key == run.key
+    assert kept.curve == {"step": [0, 12345678], "train_loss": [1.23457, math.inf]}
+    assert kept.final["train_loss"] == -9.87654e-13
+    assert kept.final["noise_accuracy"][0] == 0.123457
+    assert dataclasses.replace(kept, curve=run.curve, final=run.final) == run
 
 
 def test_seeds_are_grouped_by_technique_and_rate():
