@@ -258,7 +258,8 @@ def _agreement(runs, problem, colour):
             shown = [group for group in candidates if validated(group) >= best - SHOWN]
             paths += [_mean_row(name, group) | {"order": i} for i, group in enumerate(shown)]
     marks = [_mean_row(name, group) | _ends(group) for name, group in found.items()]
-    x = alt.X("parameters:Q", title=f"accuracy % at parameter noise {QUOTED_SCALE:g}")
+    axis = alt.Axis(tickCount=6)
+    x = alt.X("parameters:Q", title=f"accuracy % at parameter noise {QUOTED_SCALE:g}", axis=axis)
     y = alt.Y("inputs:Q", title=f"accuracy % under PGD of radius {QUOTED_RADIUS:g}")
     tooltip = ["label:N", "strength:Q", "parameters:Q", "inputs:Q", "accuracy:Q"]
     path = (
@@ -272,12 +273,13 @@ def _agreement(runs, problem, colour):
         base.mark_rule(opacity=0.5).encode(x="parameters_low:Q", x2="parameters_high:Q", y=y),
         base.mark_rule(opacity=0.5).encode(y="inputs_low:Q", y2="inputs_high:Q", x=x),
         base.mark_point(shape="diamond", size=150, filled=True, opacity=1).encode(x=x, y=y),
+        base.mark_text(align="left", dx=9, dy=-9, fontSize=11).encode(x=x, y=y, text="label:N"),
     ]
     if "none" in found:
         none = alt.Chart(alt.Data(values=[_mean_row("none", found["none"])]))
         cross = {"color": "#777", "strokeDash": [4, 3]}
         layers = [none.mark_rule(**cross).encode(x=x), none.mark_rule(**cross).encode(y=y), *layers]
-    return alt.layer(*layers).properties(width=370, height=330, title=problem)
+    return alt.layer(*layers).properties(width=470, height=370, title=problem)
 
 
 def _mean_row(name, group):
