@@ -432,5 +432,6 @@ print(f"exact: {np.exp(-0.2):.4f}")
 # - Amid et al, [Step-size Adaptation Using Exponentiated Gradient Updates](https://arxiv.org/abs/2202.00145), 2022.
 # - Lee, Seung, [Learning the parts of objects by non-negative matrix factorization](https://doi.org/10.1038/44565),
 #   1999.
-# - 苏剑林, [指数梯度下降 + 元学习 = 自适应学习率](https://www.kexue.fm/archives/8968), 2022: seed 002 of this project, an essay
-#   on the paper of Amid et al. This notebook follows its first half, notebook 04 its second.
+# - 苏剑林, [指数梯度下降 + 元学习 = 自适应学习率](https://www.kexue.fm/archives/8968), 2022: seed 002 of this
+#   project, an essay on the paper of Amid et al. This notebook follows its first half,
+#   notebook 04 its second.
