@@ -371,9 +371,8 @@ plt.show()
 
 # %% [markdown]
 # Both find strokes. In this task the exponential is not the better choice: clipping ends at the smaller error, and
-# its exact zeros are welcome in parts. Exponentiated weights are never zero. That is what one wants of a variance, a
-# rate or anything whose logarithm is taken later, and what keeps a weight alive: one that is clipped to zero gets no
-# relative step either.
+# its exact zeros are welcome in parts. Exponentiated weights are never zero, which is what one wants of a variance, a
+# rate, or anything of which a logarithm is taken later.
 #
 # The exponential must be the **last** link. What follows it is additive again and can leave the positive numbers;
 # decay, for instance, belongs inside the exponent, where `exponentiated_gradient(..., weight_decay=...)` has it. And
