@@ -371,9 +371,8 @@ plt.show()
 
 # %% [markdown]
 # Both find strokes. In this task the exponential is not the better choice: clipping ends at the smaller error, and
-# its exact zeros are welcome in parts. Exponentiated weights are never zero. That is what one wants of a variance, a
-# rate or anything whose logarithm is taken later, and what keeps a weight alive: one that is clipped to zero gets no
-# relative step either.
+# its exact zeros are welcome in parts. Exponentiated weights are never zero, which is what one wants of a variance, a
+# rate, or anything of which a logarithm is taken later.
 #
 # The exponential must be the **last** link. What follows it is additive again and can leave the positive numbers;
 # decay, for instance, belongs inside the exponent, where `exponentiated_gradient(..., weight_decay=...)` has it. And
@@ -432,5 +431,6 @@ print(f"exact: {np.exp(-0.2):.4f}")
 # - Amid et al, [Step-size Adaptation Using Exponentiated Gradient Updates](https://arxiv.org/abs/2202.00145), 2022.
 # - Lee, Seung, [Learning the parts of objects by non-negative matrix factorization](https://doi.org/10.1038/44565),
 #   1999.
-# - 苏剑林, [指数梯度下降 + 元学习 = 自适应学习率](https://www.kexue.fm/archives/8968), 2022: seed 002 of this project, an essay
-#   on the paper of Amid et al. This notebook follows its first half, notebook 04 its second.
+# - 苏剑林, [指数梯度下降 + 元学习 = 自适应学习率](https://www.kexue.fm/archives/8968), 2022: seed 002 of this
+#   project, an essay on the paper of Amid et al. This notebook follows its first half,
+#   notebook 04 its second.
