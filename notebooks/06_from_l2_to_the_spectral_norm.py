@@ -15,8 +15,8 @@
 # # From L2 to the spectral norm: what does decaying the weights buy?
 #
 # Weight decay shrinks every weight. Why should that help? An essay (seed 004 of this project, "Some thoughts on L2
-# regularisation", in Chinese, which names no address of its own; it follows
-# [Su Jianlin](https://spaces.ac.cn/archives/6051)) answers: a robust model does not carry two close inputs far apart,
+# regularisation", in Chinese, which names no address of its own; it follows [Su
+# Jianlin](https://spaces.ac.cn/archives/6051)) answers: a robust model does not carry two close inputs far apart,
 # the exact measure of that for a layer is its spectral norm, and L2 decay penalises an upper bound of it. The essay
 # stops there, with the words that the spectral norm "has not been computed yet". So:
 #
@@ -46,16 +46,17 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font
 # %% [markdown]
 # ## 1. The bounds of one layer
 #
-# A layer $x \mapsto W x$ multiplies the distance of two inputs by at most its spectral norm, the largest singular value
-# $\sigma_1$; that number is exact, since one direction is stretched by as much. The Frobenius norm, whose square
-# L2 decay penalises, is an upper bound of it:
+# A layer $x \mapsto W x$ multiplies the distance of two inputs by at most its spectral norm, the largest singular
+# value $\sigma_1$; that number is exact, since one direction is stretched by as much. The Frobenius norm, whose
+# square L2 decay penalises, is an upper bound of it:
 #
 # $$\frac{\|W x\|}{\|x\|} \;\le\; \|W\|_2 = \sigma_1 \;\le\; \|W\|_{S_p} = \Big(\sum_i \sigma_i^p\Big)^{1/p}
 # \;\le\; \|W\|_F = \|W\|_{S_2} .$$
 #
-# Between the two stand the Schatten norms. Gram iteration, $G \leftarrow G^\top G$ from $G = W$, doubles $p$ each time,
-# and needs neither singular vectors nor a random start: after $t$ steps it holds the norm of exponent $p = 2^{t+1}$.
-# `add_schatten_decay(coefficient, gram_steps=t)` is the decay of that norm; its state says what the norm is.
+# Between the two stand the Schatten norms. Gram iteration, $G \leftarrow G^\top G$ from $G = W$, doubles $p$ each
+# time, and needs neither singular vectors nor a random start: after $t$ steps it holds the norm of exponent $p =
+# 2^{t+1}$. `add_schatten_decay(coefficient, gram_steps=t)` is the decay of that norm; its state says what the norm
+# is.
 
 # %%
 weight = jax.random.normal(jax.random.key(0), (64, 64)) / 8
@@ -94,13 +95,14 @@ fig.tight_layout()
 #
 # ## 2. What does each decay pull on?
 #
-# The gradient of half the squared norm, $\nabla \tfrac12 \|W\|_{S_p}^2 = \|W\|_{S_p}^{2-p}\, W (W^\top W)^{p/2-1}$, has
-# the singular vectors of $W$, and pulls the singular value $\sigma_i$ with
+# The gradient of half the squared norm, $\nabla \tfrac12 \|W\|_{S_p}^2 = \|W\|_{S_p}^{2-p}\, W (W^\top W)^{p/2-1}$,
+# has the singular vectors of $W$, and pulls the singular value $\sigma_i$ with
 #
 # $$\|W\|_{S_p} \Big(\frac{\sigma_i}{\|W\|_{S_p}}\Big)^{p-1}.$$
 #
-# For $p = 2$ that is $\sigma_i$ itself: every singular value shrinks at one rate. For $p \to \infty$ only the largest
-# is pulled: $\sigma_1 u_1 v_1^\top$, the decay of the spectral norm, which `add_spectral_decay` has by power iteration.
+# For $p = 2$ that is $\sigma_i$ itself: every singular value shrinks at one rate. For $p \to \infty$ only the
+# largest is pulled: $\sigma_1 u_1 v_1^\top$, the decay of the spectral norm, which `add_spectral_decay` has by power
+# iteration.
 
 # %%
 left, singular_values, right = np.linalg.svd(np.asarray(weight))
@@ -193,8 +195,8 @@ for technique in TECHNIQUES:
     runs[technique] = jax.jit(jax.vmap(over_seeds, in_axes=(0, None)))(strengths, SEEDS)
 
 # %% [markdown]
-# The singular values of the middle layer of the first seed, at one strength for all. Their vectors are not aligned with
-# anything that one could read; the picture is about lengths alone.
+# The singular values of the middle layer of the first seed, every fourth of them and the largest (orange), at one
+# strength for all.
 
 # %%
 SHOWN = 2
@@ -210,7 +212,7 @@ for axis, (technique, (_, hidden)) in zip(axes, runs.items(), strict=True):
         f"{technique:10s} largest {values[-1, 0]:.2f}, median {np.median(values[-1]):.2f}, "
         f"Frobenius {np.linalg.norm(values[-1]):.2f}"
     )
-axes[0].set_ylabel("singular values of the middle layer")
+axes[0].set_ylabel("singular values")
 axes[0].set_ylim(0, None)
 fig.tight_layout()
 
@@ -221,7 +223,8 @@ fig.tight_layout()
 # ## 4. The price in accuracy
 #
 # For a network the stretch of all layers together is bounded by the product of their spectral norms (tanh stretches
-# nothing). Each line below runs through the strengths of one technique, from weak at the right to strong at the left.
+# nothing). Each line below runs through the strengths of one technique, from weak at the right to strong at the
+# left.
 
 
 # %%
@@ -261,9 +264,9 @@ fig.tight_layout()
 # %% [markdown]
 # ## 5. Robust against what?
 #
-# The essay names two senses of robustness, a small change of the inputs and a small change of the parameters. Both are
-# measured, on the test images, at one strength of each technique: the strongest that costs at most half a point of
-# accuracy on the *validation* images.
+# The essay names two senses of robustness, a small change of the inputs and a small change of the parameters. Both
+# are measured, on the test images, at one strength of each technique: the strongest that costs at most half a point
+# of accuracy on the *validation* images.
 
 # %%
 least = float(measured["no decay"][1].mean()) - 0.5
@@ -341,21 +344,23 @@ fig.tight_layout()
 # What can be read from this, and what not:
 #
 # - **The constant falls**, to between a half and a quarter. The search comes close to the product of the norms, so
-#   that on this small network the product is no loose bound. The accuracy is kept by all but the spectral decay, whose
-#   strength passed on 350 validation images (half a point is less than two of them) and costs more on the test.
+#   that on this small network the product is no loose bound. The accuracy is kept by all but the spectral decay,
+#   whose strength passed on 350 validation images (half a point is less than two of them) and costs more on the
+#   test.
 # - **The attack hardly cares.** The curves under attack lie within a few points of each other, and for the one that
 #   stands out the seeds spread by as much. The constant is a worst case over *all* inputs and directions; accuracy
 #   under attack is about these images, and depends on their margins too.
-# - **The two senses come apart.** Under noise on the parameters L2 is the best and the spectral decay the worst, below
-#   no decay at all. One reading: noise on every weight stirs the small singular values, which only L2 had removed.
+# - **The two senses come apart.** Under noise on the parameters L2 is the best and the spectral decay the worst,
+#   below no decay at all. One reading: noise on every weight stirs the small singular values, which only L2 had
+#   removed.
 #
 # So the argument of the essay is right about the constant, and does not by itself make a model robust.
 #
 # ## Convolutions
 #
-# A kernel is not its operator: flattened to a matrix, it has another norm than the convolution. A 3 × 3 kernel of ones
-# shows it; `conv_operator` names what a weight is, and `optax_igr.flax.operators(model, inputs)` derives the operators
-# of a whole Flax model. To *constrain* a norm instead of decaying it, project after every step:
+# A kernel is not its operator: flattened to a matrix, it has another norm than the convolution. A 3 × 3 kernel of
+# ones shows it; `conv_operator` names what a weight is, and `optax_igr.flax.operators(model, inputs)` derives the
+# operators of a whole Flax model. To *constrain* a norm instead of decaying it, project after every step:
 # `optax.chain(optax.sgd(0.1), optax_igr.keep_params_in(ball))`.
 
 # %%
@@ -372,10 +377,11 @@ print("diag(3, 2, 0.5) projected:", ball(jnp.diag(jnp.array([3.0, 2.0, 0.5]))).d
 # %% [markdown]
 # ## Limits
 #
-# - One small network, one data set, three seeds, strengths from a coarse grid. The essay's claim that a small constant
-#   improves generalisation was not tested beyond test accuracy, on which the decays make no difference here.
-# - The product of norms is an upper bound for layers that follow one another; with residual connections, attention or
-#   normalisation it is none, and `lipschitz_bounds` says so.
+# - One small network, one data set, three seeds, strengths from a coarse grid. The essay's claim that a small
+#   constant improves generalisation was not tested beyond test accuracy, on which the decays make no difference
+#   here.
+# - The product of norms is an upper bound for layers that follow one another; with residual connections, attention
+#   or normalisation it is none, and `lipschitz_bounds` says so.
 # - PGD gives an upper bound of the accuracy under attack: a better attack may do worse to all of them.
 #
 # ## Run it bigger
@@ -395,6 +401,7 @@ print("diag(3, 2, 0.5) projected:", ball(jnp.diag(jnp.array([3.0, 2.0, 0.5]))).d
 #   Learning](https://arxiv.org/abs/1705.10941), 2017
 # - Delattre et al, [Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
 #   Iteration](https://arxiv.org/abs/2305.16173), 2023
-# - Gouk et al, [Regularisation of Neural Networks by Enforcing Lipschitz Continuity](https://arxiv.org/abs/1804.04368),
+# - Gouk et al, [Regularisation of Neural Networks by Enforcing Lipschitz
+#   Continuity](https://arxiv.org/abs/1804.04368), 2018
+# - Madry et al, [Towards Deep Learning Models Resistant to Adversarial Attacks](https://arxiv.org/abs/1706.06083),
 #   2018
-# - Madry et al, [Towards Deep Learning Models Resistant to Adversarial Attacks](https://arxiv.org/abs/1706.06083), 2018
