@@ -29,7 +29,13 @@ TOLERANCE = 1.1
 ACCURACY_MARGIN = 0.01
 
 # Alignments over a hundred steps: those of single steps settle at a rate that is too small (see `adapt_scale`).
-MEASURED = {"scale_rate": 0.3, "ema": 0.99, "first_step": "cauchy", "warmup_steps": 10}
+MEASURED = {
+    "scale_rate": 0.3,
+    "ema": 0.99,
+    "first_step": "cauchy",
+    "warmup_steps": 10,
+    "max_relative_update": 0.1,
+}
 CAPPED = {"scale_rate": 0.03, "max_relative_update": 0.1}
 
 
