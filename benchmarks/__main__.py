@@ -11,12 +11,13 @@ import rich.console
 import rich.progress
 import typer
 
-from benchmarks import compare, records, report, runner, steps
+from benchmarks import compare, decay_costs, elementwise, records, report, runner, steps
 from benchmarks import data as data_
 from benchmarks import experiment as experiments_
 from benchmarks import problems as problems_
 from benchmarks import results as results_
 from benchmarks import sweep_speed as sweep_speed_
+from benchmarks import tensorboard as tensorboard_
 from benchmarks.experiments import EXPERIMENTS, flows
 from benchmarks.problems import PROBLEMS
 from benchmarks.techniques import TECHNIQUES, named
@@ -37,14 +38,6 @@ RECORDED = Path(__file__).parent / "recorded"
 
 def _split(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-def _check_techniques(text: str | None) -> str | None:
-    try:
-        named(_split(text))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    return text
 
 
 def _check_rates(text: str | None) -> str | None:
@@ -88,8 +81,9 @@ Techniques = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        callback=_check_techniques,
-        help="Techniques to run, instead of the experiment's own: " + ", ".join(TECHNIQUES) + ".",
+        help="Techniques to run, instead of all of the experiment's: its own names, or one of "
+        + ", ".join(TECHNIQUES)
+        + ".",
     ),
 ]
 DataDir = Annotated[
@@ -120,6 +114,9 @@ Problems = Annotated[
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Steps of a run, instead of the problem's own.")
 ]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write the curves as TensorBoard scalars too.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -132,13 +129,35 @@ def main(
     problems: Problems = None,
     num_steps: Steps = None,
     out: Out = None,
+    tensorboard: TensorBoard = False,
 ) -> None:
-    if context.invoked_subcommand is None:
-        _run(MAIN, seeds, learning_rates, techniques, data_dir, problems, num_steps, out)
+    if context.invoked_subcommand is not None:
+        given = [p.opts[0] for p in context.command.params if p.name and _is_given(context, p.name)]
+        if given:
+            command = context.invoked_subcommand
+            raise typer.BadParameter(
+                f"{', '.join(given)} must follow the command: python -m benchmarks {command} {given[0]} ..."
+            )
+    else:
+        _run(
+            MAIN, seeds, learning_rates, techniques, data_dir, problems, num_steps, out, tensorboard
+        )
 
 
-def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out):
+def _is_given(context, name):
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out, tensorboard):
     experiment = EXPERIMENTS[name]
+    if tensorboard:
+        with _readable_errors("--tensorboard"):
+            tensorboard_.check()
+    chosen = None
+    if techniques:
+        with _readable_errors("--techniques"):
+            chosen = experiments_.find_techniques(experiment, _split(techniques))
     runner.use_every_core()
     folder = out or _new_folder(name)
     with _progress() as advance, _readable_errors():
@@ -146,7 +165,7 @@ def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps,
             experiment,
             folder / "records.jsonl",
             seeds=seeds,
-            techniques=named(_split(techniques)) if techniques else None,
+            techniques=chosen,
             learning_rates=[float(r) for r in _split(learning_rates)] if learning_rates else None,
             data_dir=data_dir,
             problems=problems_.named(_split(problems), data_dir) if problems else None,
@@ -154,6 +173,9 @@ def _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps,
             progress=advance,
         )
     _show(experiment, runs, folder)
+    if tensorboard:
+        place = tensorboard_.write(runs, folder)
+        console.print(f"TensorBoard: tensorboard --logdir {place.resolve()}")
 
 
 def _show(experiment, runs, folder):
@@ -164,16 +186,27 @@ def _show(experiment, runs, folder):
 
 
 def _command(name):
+    own = ", ".join(entry.technique.name for entry in EXPERIMENTS[name].entries)
+
     def command(
         seeds: Seeds = 5,
         learning_rates: Rates = None,
-        techniques: Techniques = None,
+        techniques: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME,...",
+                help=f"Some of {own}, instead of all; or others of the suite (see --help of the suite).",
+            ),
+        ] = None,
         data_dir: DataDir = None,
         problems: Problems = None,
         num_steps: Steps = None,
         out: Out = None,
+        tensorboard: TensorBoard = False,
     ) -> None:
-        _run(name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out)
+        _run(
+            name, seeds, learning_rates, techniques, data_dir, problems, num_steps, out, tensorboard
+        )
 
     return command
 
@@ -198,9 +231,27 @@ def step_costs(
     widths: Annotated[
         str, typer.Option(metavar="N,...", help="Widths of the fully connected network.")
     ] = ",".join(map(str, steps.WIDTHS)),
+    without_model: Annotated[
+        bool,
+        typer.Option(
+            "--elementwise",
+            help="Steps of a given gradient on many donated parameters, beside Adam and a softmax.",
+        ),
+    ] = False,
+    size: Annotated[
+        int, typer.Option(min=1, help="Parameters of an elementwise step.")
+    ] = elementwise.SIZE,
     out: Out = None,
 ) -> None:
-    chosen = named(_split(techniques) or steps.DEFAULT)
+    if without_model:
+        with console.status("") as status:
+            found = elementwise.measure(size=size, rounds=rounds, progress=status.update)
+        _print_table(f"One step on {size:,} parameters", *elementwise.cells(found))
+        path = elementwise.write(found, out or _new_folder("steps"))
+        console.print(f"records: {path.resolve()}")
+        return
+    with _readable_errors("--techniques"):
+        chosen = named(_split(techniques) or steps.DEFAULT)
     with console.status("") as status:
         costs = steps.measure(
             chosen,
@@ -211,6 +262,29 @@ def step_costs(
         )
     _print_table("One step beside plain gradient descent", *steps.cells(costs))
     path = steps.write(costs, out or _new_folder("steps"))
+    console.print(f"records: {path.resolve()}")
+
+
+@app.command("decay-costs", help="What a decay of the weights' norms costs beside a plain step.")
+def norm_decay_costs(
+    rounds: Annotated[int, typer.Option(min=1, help="How often each step is timed.")] = 9,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Examples a step.")
+    ] = decay_costs.BATCH_SIZE,
+    widths: Annotated[
+        str, typer.Option(metavar="N,...", help="Widths of the fully connected network.")
+    ] = ",".join(map(str, decay_costs.WIDTHS)),
+    out: Out = None,
+) -> None:
+    with console.status("") as status:
+        costs = decay_costs.measure(
+            widths=[int(w) for w in _split(widths)],
+            batch_size=batch_size,
+            rounds=rounds,
+            progress=status.update,
+        )
+    _print_table("One step beside plain gradient descent", *decay_costs.cells(costs))
+    path = decay_costs.write(costs, out or _new_folder("decay-costs"))
     console.print(f"records: {path.resolve()}")
 
 
@@ -283,7 +357,10 @@ def results(
     console.print(f"{out.resolve()}")
 
 
-@app.command("diff", help="Compare two records.jsonl; exit with 1 where a limit is passed.")
+@app.command(
+    "diff",
+    help="Compare two records.jsonl or .jsonl.gz; exit with 1 where a limit is passed, or a measure is absent.",
+)
 def diff(
     before: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     after: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
@@ -300,7 +377,11 @@ def diff(
     limits = {limit.measure: limit for limit in map(compare.parse_limit, fail or [])}
     measures = list(limits) or list(compare.MEASURES)
     with _readable_errors():
-        found = compare.differences(records.read(before), records.read(after), measures)
+        first, second = records.read(before), records.read(after)
+        for path, runs in ((before, first), (after, second)):
+            if not runs:
+                raise ValueError(f"{path} has no records.")
+    found = compare.differences(first, second, measures)
     failed = [d for d in found if d.measure in limits and d.growth > limits[d.measure].growth]
     head = ["problem", "technique", "rate", "measure", "before", "after", "change"]
     rows = [
@@ -315,11 +396,14 @@ def diff(
         ]
         for d in found
     ]
-    if not rows:
-        console.print("the two files have no technique, problem and rate in common")
-        raise typer.Exit(1 if limits else 0)
-    _print_table(f"{before} → {after}", head, rows)
-    if failed:
+    if rows:
+        _print_table(f"{before} → {after}", head, rows)
+    for remark in compare.remarks(first, second):
+        console.print(remark, highlight=False)
+    absent = [measure for measure in limits if measure not in {d.measure for d in found}]
+    if absent or not rows:
+        console.print(f"the two files have no {' and no '.join(absent) or 'run'} to compare")
+    if failed or absent:
         raise typer.Exit(1)
 
 
@@ -349,13 +433,13 @@ def _progress() -> Iterator:
 
 
 @contextlib.contextmanager
-def _readable_errors() -> Iterator:
+def _readable_errors(option: str | None = None) -> Iterator:
     try:
         yield
     except (ValueError, OSError) as error:
         if os.environ.get("OPTAX_IGR_TRACEBACK"):
             raise
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 if __name__ == "__main__":

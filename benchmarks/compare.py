@@ -6,11 +6,18 @@ from typing import NamedTuple
 
 from benchmarks import statistics as stats
 from benchmarks.experiments.optimizers import steps
-from benchmarks.records import Record, groups
+from benchmarks.records import Record
+
+
+def _steps_to_target(record):
+    if record.target is None:
+        raise KeyError("target")
+    return steps(record)
+
 
 # How a measure is read from a record; of each, more is worse.
 MEASURES = {
-    "steps_to_target": steps,
+    "steps_to_target": _steps_to_target,
     "train_loss": lambda r: r.final["train_loss"],
     "test_loss": lambda r: r.final["test_loss"],
     "test_error": lambda r: 1 - r.final["test_accuracy"],
@@ -58,8 +65,11 @@ def parse_limit(text: str) -> Limit:
 def differences(
     before: Sequence[Record], after: Sequence[Record], measures: Sequence[str]
 ) -> list[Difference]:
-    """Compares the medians over the seeds of every technique and rate that both sets have."""
-    first, second = groups(before), groups(after)
+    """Compares the medians over the seeds of every technique and rate that both sets have.
+
+    Runs of another length, or of a problem with other settings, are not compared.
+    """
+    first, second = _groups(before), _groups(after)
     found = []
     for key in [key for key in first if key in second]:
         for measure in measures:
@@ -71,5 +81,47 @@ def differences(
                 ]
             except KeyError:
                 continue
-            found.append(Difference(*key, measure, *medians))
+            problem, _, _, technique, rate = key
+            found.append(Difference(problem, technique, rate, measure, *medians))
+    return found
+
+
+def remarks(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
+    """Says what of the two sets is not compared, or not on equal terms."""
+    first, second = _groups(before), _groups(after)
+    found = []
+    for problem in dict.fromkeys(r.problem for r in before):
+        ours, theirs = (
+            sorted({f"{r.settings}, {r.num_steps} steps" for r in runs if r.problem == problem})
+            for runs in (before, after)
+        )
+        if theirs and not set(ours) & set(theirs):
+            found.append(f"{problem} is not the same: {'; '.join(ours)} | {'; '.join(theirs)}.")
+    missing = [key for key in first if key not in second]
+    if missing:
+        found.append(
+            f"only in the first file: {_listed(f'{t} at {rate:.3g} on {p}' for p, _, _, t, rate in missing)}."
+        )
+    unequal = [
+        key
+        for key in first
+        if key in second and {r.seed for r in first[key]} != {r.seed for r in second[key]}
+    ]
+    if unequal:
+        found.append(
+            f"not the same seeds: {_listed(f'{t} at {rate:.3g} on {p}' for p, _, _, t, rate in unequal)}."
+        )
+    return found
+
+
+def _listed(texts, most=4):
+    texts = list(texts)
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def _groups(runs):
+    found: dict[tuple[str, str, int, str, float], list[Record]] = {}
+    for run in runs:
+        found.setdefault(run.key[:-1], []).append(run)
     return found

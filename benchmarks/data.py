@@ -140,16 +140,18 @@ def download(data_dir: Path, name: str) -> Path:
     """Fetches a published file unless it is there, and checks its content.
 
     Raises:
-      ValueError: where the content is not the published one; the file is removed.
+      ValueError: where the content is not the published one; what was fetched is removed.
+      OSError: where the server does not give the whole file.
     """
     existing = find(data_dir, name)
     if existing is not None:
-        _check(existing, name)
+        _check(existing, name, "remove it and call download again")
         return existing
     import pooch
 
     file = FILES[name]
     ending = ".gz" if file.url.endswith(".gz") else ""
+    # Written beside its place and moved there when whole: an interruption leaves no file.
     path = Path(
         pooch.retrieve(
             file.url,
@@ -159,16 +161,16 @@ def download(data_dir: Path, name: str) -> Path:
         )
     )
     try:
-        _check(path, name)
+        _check(path, name, f"{file.url} may have changed")
     except ValueError:
         path.unlink()
         raise
     return path
 
 
-def _check(path, name):
+def _check(path, name, advice):
     if not is_published(name, content(path)):
-        raise ValueError(f"{path} does not have the checksum {FILES[name].checksum}.")
+        raise ValueError(f"{path} does not have the checksum {FILES[name].checksum}; {advice}.")
 
 
 def _bring(name):

@@ -1,11 +1,13 @@
-"""The optimizers of Optax that the library's techniques are compared with, as data.
+"""The optimizers that the library's techniques are compared with, as data: Optax's, and one of Optimistix.
 
-A method that finds its own rate has the grid of one, its published default, and shows no width of rates.
-Optimistix is absent: its minimisers own their loop and its batches, which a step of this runner cannot give.
+A method that finds its own rate has the grid of one, its published default, and shows no width of rates. Optimistix's
+minimisers compare the losses of different steps, so they run where all steps see the same batch.
 """
 
 import optax
+import optimistix
 
+from benchmarks.stepwise import stepwise
 from benchmarks.technique import ADAM_RATES, BASIC, SGD_RATES, Technique, decayed
 
 # The rates of momentum are lower by its amplification 1 / (1 - 0.9) = 10.
@@ -14,6 +16,7 @@ OWN_RATE = (1.0,)
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
+
 
 PEERS = [
     Technique(
@@ -88,5 +91,12 @@ PEERS = [
         OWN_RATE,
         "L-BFGS with a zoom line search on the batch",
         extra_arguments=BASIC,
+    ),
+    Technique(
+        "optimistix_cg",
+        lambda h, n: stepwise(optimistix.NonlinearCG(rtol=0.0, atol=0.0)),
+        OWN_RATE,
+        "Optimistix's nonlinear conjugate gradients, one trial point a step",
+        deterministic=True,
     ),
 ]

@@ -149,7 +149,7 @@ def run_all(
 
 def use_every_core() -> None:
     """Makes each CPU core a device of its own, unless JAX has started or the number of devices is set already."""
-    chosen = jax.config.jax_num_cpu_devices >= 0
+    chosen = getattr(jax.config, "jax_num_cpu_devices", -1) >= 0
     if chosen or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     # Raised where the devices are in use already.

@@ -159,29 +159,38 @@ def measure(
 
 
 def count_gradients(
-    problem: Problem,
-    technique: Technique,
-    learning_rate: float,
-    num_steps: int = _COUNTED_STEPS,
+    problem: Problem, technique: Technique, learning_rate: float, num_steps: int | None = None
 ) -> tuple[float, float]:
     """Counts the gradients and Hessian-vector products of a step, in units of one batch.
 
+    Args:
+      problem: whose loss is watched.
+      technique: whose steps are taken, one operation at a time.
+      learning_rate: of these steps.
+      num_steps: the length of the run that they open; None takes the problem's own.
+
     Returns:
-      The means over the first steps, each derivative weighted by its examples / the batch size.
+      The means, each derivative weighted by its examples / the batch size: over the first steps, or, where the
+      technique declares a period, over its third, when memories are filled and every branch has been taken.
     """
     ledger = _Ledger(problem.batch_size)
     counted = problem.replace(loss=ledger.watch(problem.loss))
+    length = num_steps or problem.num_steps
+    period = technique.period_of(length)
+    first, last = (0, _COUNTED_STEPS) if period == 1 else (2 * period, 3 * period)
     params = jax.jit(problem.init)(jax.random.key(0))
     with jax.disable_jit():
-        optimizer = technique.make(learning_rate, max(num_steps, 1))
+        optimizer = technique.make(learning_rate, length)
         state = optimizer.init(params)
-        for step in range(num_steps):
+        for step in range(last):
+            if step == first:
+                ledger.gradients = ledger.products = 0.0
             ledger.seen.clear()
             batch = _example_batch(problem, step)
             params, state = runner.update(
                 counted, technique, optimizer, params, state, batch, data=problem.train
             )
-    return ledger.gradients / num_steps, ledger.products / num_steps
+    return ledger.gradients / (last - first), ledger.products / (last - first)
 
 
 def cells(costs: Sequence[StepCost]) -> tuple[list[str], list[list[str]]]:

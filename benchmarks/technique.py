@@ -30,6 +30,9 @@ class Technique:
       about: a few words for the list of techniques.
       eval_params: `(state, params) -> params` at which the run is measured.
       extra_arguments: what the runner passes to `update`; peers refuse what they do not know.
+      period: the number of steps, or a function of that of the run, after which the cost of a step repeats, where not
+        every step costs the same: gradients are counted over a whole period.
+      deterministic: it compares losses of different steps, and is left out where these see different batches.
     """
 
     name: str
@@ -40,6 +43,12 @@ class Technique:
         params
     )
     extra_arguments: Sequence[str] = BASIC
+    period: int | Callable[[int], int] = 1
+    deterministic: bool = False
+
+    def period_of(self, num_steps: int) -> int:
+        """Returns the period in a run of this length."""
+        return self.period(num_steps) if callable(self.period) else self.period
 
 
 def decayed(learning_rate: Scalar, num_steps: int) -> optax.Schedule:

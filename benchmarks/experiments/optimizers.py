@@ -18,19 +18,18 @@ from benchmarks.problems.problem import Target
 from benchmarks.records import Record, groups
 from benchmarks.techniques import TECHNIQUES
 
-# Those that need no file; `--problems` names others.
+# Those that need no file, and those that are added with `--data-dir`; `--problems` names others.
 DEFAULT_PROBLEMS = ("quadratic", "rosenbrock", "digits")
+DATA_PROBLEMS = ("a9a", "mushrooms")
 
 # The same digits, shorter: the grid has eight times the runs of the main comparison.
 DIGITS_EPOCHS = 20
 
 
 def _problems(data_dir):
-    del data_dir
-    return [
-        PROBLEMS[name](None, epochs=DIGITS_EPOCHS) if name == "digits" else PROBLEMS[name](None)
-        for name in DEFAULT_PROBLEMS
-    ]
+    names = DEFAULT_PROBLEMS if data_dir is None else (*DEFAULT_PROBLEMS, *DATA_PROBLEMS)
+    options = {"digits": {"epochs": DIGITS_EPOCHS}}
+    return [PROBLEMS[name](data_dir, **options.get(name, {})) for name in names]
 
 
 def steps(record: Record) -> float:
@@ -250,4 +249,5 @@ EXPERIMENT = Experiment(
     headline=headline,
     figures=_figures,
     row_per_rate=False,
+    curve_measures=("train_loss", "test_loss", "test_accuracy"),
 )

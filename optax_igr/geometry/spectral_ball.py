@@ -26,7 +26,9 @@ def projection_spectral_ball(
 
     .. math:: W = U S V^* \;\mapsto\; U \min(S, c) V^*
 
-    It costs one singular value decomposition of each weight.
+    It takes no singular value decomposition but about 60 products of matrices of each weight's smaller side in float32
+    (100 in float64), and as many again for each factor of 4 by which the norm exceeds the radius. A weight in the ball
+    stays as it is, to the bit.
 
     Args:
       tree: the parameters. Biases, and whatever `operator` leaves alone, stay as they are.

@@ -4,13 +4,16 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import typer.testing
 
 from benchmarks import __main__ as command_line
-from benchmarks import records
+from benchmarks import records, tensorboard
 from benchmarks.techniques import TECHNIQUES
 
 _BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -118,11 +121,55 @@ def test_a_browser_without_a_network_draws_every_figure(results):
     assert "test accuracy, change in points" in markup
 
 
-def test_a_wrong_technique_lists_the_right_ones():
+def test_a_wrong_technique_lists_the_right_ones_of_the_experiment():
     result = _invoke("--techniques", "sgd,sgdd")
     assert result.exit_code == 2
-    assert "unknown technique 'sgdd'" in _text(result)
-    assert "sgd_penalty" in _text(result)
+    assert "unknown technique 'sgdd'; penalties has sgd, sgd_penalty" in _text(result)
+    result = _invoke("hedge", "--techniques", "egg")
+    assert result.exit_code == 2
+    assert "'egg'; hedge has hedge, " in _text(result)
+    result = _invoke("steps", "--techniques", "sgdd")
+    assert "Invalid value for --techniques: unknown technique 'sgdd'" in _text(result)
+    assert "hedge_fixed" in _text(_invoke("hedge", "--help")).replace(" ", "")
+
+
+def test_an_option_before_the_command_is_refused():
+    result = _invoke("--seeds", "2", "optimizers")
+    assert result.exit_code == 2
+    assert "--seeds must follow the command: python -m benchmarks optimizers --seeds" in _text(
+        result
+    )
+
+
+def test_curves_become_tensorboard_scalars(results, tmp_path, monkeypatch):
+    runs = records.read(results[0] / "records.jsonl")
+    written = {}
+
+    class Writer:
+        def __init__(self, folder):
+            self.scalars = written.setdefault(str(Path(folder).relative_to(tmp_path)), [])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *arguments):
+            pass
+
+        def add_scalar(self, name, value, step):
+            self.scalars.append((name, value, step))
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Writer))
+    assert tensorboard.write(runs, tmp_path) == tmp_path / "tensorboard"
+    assert len(written) == 4
+    scalars = written["tensorboard/mnist/sgd_penalty_0.05_1"]
+    curve = runs[-1].curve
+    expected = [(step, x) for step, x in zip(curve["step"], curve["train_loss"], strict=True)]
+    assert [(step, x) for name, x, step in scalars if name == "train_loss"] == expected
+    assert "step" not in {name for name, _, _ in scalars}
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    result = _invoke(*results[2], "--tensorboard")
+    assert result.exit_code == 2
+    assert "pip install tensorboardX" in _text(result)
 
 
 @pytest.mark.parametrize(

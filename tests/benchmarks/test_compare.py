@@ -52,6 +52,37 @@ def test_diff_fails_where_a_limit_is_passed_and_only_there(tmp_path):
     assert "steps_to_target" in wrong.output + wrong.stderr
 
 
+def _text(result):
+    return " ".join((result.output + result.stderr).split())
+
+
+def test_diff_says_what_it_does_not_compare(tmp_path):
+    before = [_record(seed=0), _record(seed=1), _record("adam"), _record("adam", problem="q")]
+    after = [_record(seed=0), dataclasses.replace(_record("adam", problem="q"), settings="t")]
+    first = _write(tmp_path / "a.jsonl", before)
+    second = _write(tmp_path / "b.jsonl.gz", after)
+    result = typer.testing.CliRunner().invoke(command_line.app, ["diff", first, second])
+    assert result.exit_code == 0
+    assert "q is not the same: s, 20 steps | t, 20 steps." in _text(result)
+    assert "only in the first file: adam at 0.1 on p, adam at 0.1 on q." in _text(result)
+    assert "not the same seeds: sgd at 0.1 on p." in _text(result)
+
+
+def test_diff_fails_where_there_is_nothing_to_hold_to_the_limit(tmp_path):
+    run = typer.testing.CliRunner().invoke
+    untargeted = _write(tmp_path / "a.jsonl", [dataclasses.replace(_record(), target=None)])
+    arguments = ["diff", untargeted, untargeted]
+    assert run(command_line.app, arguments).exit_code == 0
+    result = run(command_line.app, [*arguments, "--fail", "steps_to_target:5%"])
+    assert result.exit_code == 1
+    assert "no steps_to_target to compare" in _text(result)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    result = run(command_line.app, ["diff", untargeted, str(empty)])
+    assert result.exit_code == 2
+    assert "has no records" in _text(result)
+
+
 def test_a_target_missed_only_now_is_an_infinite_growth():
     hit, miss = _record(), _record(losses=(4.0, 3.0, 2.0))
     (lost,) = compare.differences([hit], [miss], ["steps_to_target"])

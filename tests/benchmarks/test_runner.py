@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +15,7 @@ from benchmarks.technique import Technique
 from benchmarks.techniques import TECHNIQUES
 
 _INPUTS = np.random.default_rng(0).normal(size=(23, 3))
+_FORCED = "--xla_force_host_platform_device_count=5"
 _TARGETS = np.random.default_rng(1).normal(size=23)
 
 
@@ -139,3 +145,59 @@ def test_a_run_that_diverges_is_a_result(problem):
 def test_gradients_are_counted_in_units_of_one_batch(problem, name, gradients, products):
     counted = steps.count_gradients(problem, TECHNIQUES[name], 0.01, num_steps=2)
     assert counted == pytest.approx((gradients, products))
+
+
+def test_gradients_are_counted_over_a_declared_period_after_it_has_settled(problem):
+    """Every third step takes a second gradient elsewhere, the very first one ten of them."""
+
+    def make(learning_rate, num_steps):
+        del learning_rate, num_steps
+
+        def update(updates, state, params=None, *, value_fn, **extra):
+            def more(times):
+                shifted = [jax.tree.map(lambda x, i=i: x + i, params) for i in range(1, times + 1)]
+                for point in shifted:
+                    jax.grad(value_fn)(point)
+
+            if int(state) == 0:
+                more(10)
+            elif int(state) % 3 == 2:
+                more(1)
+            return jax.tree.map(jnp.zeros_like, updates), state + 1
+
+        return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros([], int), update)
+
+    thirds = Technique("thirds", make, (0.1,), "", period=3)
+    assert steps.count_gradients(problem, thirds, 0.1) == pytest.approx((4 / 3, 0))
+    of_the_run = Technique("thirds", make, (0.1,), "", period=lambda num_steps: num_steps // 4)
+    assert steps.count_gradients(problem, of_the_run, 0.1, 12) == pytest.approx((4 / 3, 0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({}, "cores"), ({"JAX_NUM_CPU_DEVICES": "3"}, 3), ({"XLA_FLAGS": _FORCED}, 5)],
+)
+def test_each_core_becomes_a_device_unless_the_user_has_chosen(flags, expected):
+    code = "from benchmarks import runner; runner.use_every_core(); import jax; print(jax.device_count())"
+    environment = {
+        k: x for k, x in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+    }
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"JAX_PLATFORMS": "cpu"} | flags,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert int(printed) == (len(os.sched_getaffinity(0)) if expected == "cores" else expected)
+
+
+def test_chunks_grow_with_the_devices_and_leave_none_idle(problem, monkeypatch):
+    devices = jax.device_count()
+    each = sum(x.nbytes for x in jax.tree.leaves(problem.init(jax.random.key(0))))
+    monkeypatch.setattr(runner, "CACHED_PARAMETERS", 10 * each)
+    assert runner._cached_size(problem, 3) == 3
+    assert runner._cached_size(problem, 20 * devices) == 10 * devices
+    monkeypatch.setattr(runner, "CACHED_PARAMETERS", 1)
+    assert runner._cached_size(problem, 20 * devices) == devices
