@@ -29,18 +29,22 @@ TOLERANCE = 1.1
 ACCURACY_MARGIN = 0.01
 
 # Alignments over a hundred steps: those of single steps settle at a rate that is too small (see `adapt_scale`).
-MEASURED = {"scale_rate": 0.3, "ema": 0.99, "first_step": "cauchy", "warmup_steps": 10}
-CAPPED = {"scale_rate": 0.03, "max_relative_update": 0.1}
+MEASURED = {
+    "scale_rate": 0.3,
+    "ema": 0.99,
+    "first_step": "cauchy",
+    "warmup_steps": 10,
+}
+CAP = 0.1
 
 
 def _adapted(inner, **options):
     return optax_igr.adapt_scale(inner, **options)
 
 
-def _adapted_decayed(inner, num_steps):
-    return optax.chain(
-        _adapted(inner, **MEASURED), optax.scale_by_schedule(decayed(1.0, num_steps))
-    )
+def _adapted_decayed(inner, num_steps, **options):
+    adapted = _adapted(inner, **MEASURED, **options)
+    return optax.chain(adapted, optax.scale_by_schedule(decayed(1.0, num_steps)))
 
 
 OWN = [
@@ -66,14 +70,14 @@ OWN = [
         "Adam, its scale learned from ten measured steps",
     ),
     Technique(
-        "adam_adapted_decayed",
-        lambda h, n: _adapted_decayed(optax.adam(h), n),
+        "adam_adapted_capped_decayed",
+        lambda h, n: _adapted_decayed(optax.adam(h), n, max_relative_update=CAP),
         RATES,
-        "the same, its steps under a cosine decay",
+        "the same with a cap on the relative update, which is for an outlier among the measured, and a cosine decay",
     ),
     Technique(
         "adam_capped",
-        lambda h, n: _adapted(optax.adam(h), **CAPPED),
+        lambda h, n: _adapted(optax.adam(h), scale_rate=0.03, max_relative_update=CAP),
         RATES,
         "Adam, its scale learned, with a cap on the relative update in place of measured steps",
     ),

@@ -6,6 +6,7 @@ several, while the steps grow up to it.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -52,6 +53,34 @@ def measured_log_scale(
         return jnp.where(is_measured, new, log_s)
 
     return jax.tree.map(chosen, log_scale), measured_count + is_measured.astype(jnp.int32)
+
+
+def measured(
+    measure: Callable[[chex.ArrayTree, jax.Array], tuple[chex.ArrayTree, jax.Array]],
+    log_scale: chex.ArrayTree,
+    count: jax.Array,
+    measured_count: jax.Array,
+    is_usable: jax.Array,
+    warmup_steps: int,
+) -> tuple[chex.ArrayTree, jax.Array]:
+    """Returns the log-scale and the number of lengths found, after one more measurement if it is time for it.
+
+    Under vmap whether a gradient is usable differs from run to run, and its branch becomes a select; the count of
+    updates does not, and spares the later steps the product.
+    """
+
+    def wait():
+        return log_scale, measured_count
+
+    return jax.lax.cond(
+        count < ATTEMPTS + warmup_steps,
+        lambda: jax.lax.cond(
+            (measured_count < warmup_steps) & is_usable,
+            lambda: measure(log_scale, measured_count),
+            wait,
+        ),
+        wait,
+    )
 
 
 def ramp(count: jax.Array, measured_count: jax.Array, warmup_steps: int) -> jax.Array:

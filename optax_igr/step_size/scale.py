@@ -16,6 +16,7 @@ References:
   <https://arxiv.org/abs/2305.16396>`_, 2023
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -70,24 +71,23 @@ def adapt_scale(
     .. math:: \log s_t = (1 - \lambda) \log s_{t-1} - \gamma\,\frac{\langle u_{t-1}, g_t \rangle}{\|u_{t-1}\| \|g_t\|},
        \qquad \theta_{t+1} = \theta_t + s_t\,u_t
 
-    The cosine moves the log-scale by at most :math:`\gamma` a step and does not see the scale of the loss: from a
-    rate that is wrong by a factor f it needs at least :math:`|\ln f| / \gamma` steps, and from one far too large the
-    damage is done before. Two options are for that:
+    The cosine moves the log-scale by at most :math:`\gamma` a step and does not see the scale of the loss. From a
+    rate that is wrong by a factor f it needs at least :math:`|\ln f| / \gamma` steps, from one far too large the
+    damage is done before, and where batches are noisy single steps disagree already at rates that are several times
+    too small. Against these three:
 
-    - `first_step="cauchy"` sets the scale of the first step to the minimiser of the quadratic model along the inner
-      optimizer's own first update, :math:`|u^\top g| / |u^\top H u|`, from one Hessian-vector product.
+    - `first_step="cauchy"` sets the scale to the minimiser of the quadratic model along the inner optimizer's own
+      update, :math:`|u^\top g| / |u^\top H u|`, at the first step or as the least of `warmup_steps`: then the initial
+      rate cancels.
     - `max_relative_update` bounds :math:`\|s u\| / \|\theta\|` over the whole tree, and folds what it takes off into
       the scale.
+    - `ema` compares the gradient with the way of many steps. At 0.99 that is where a searched rate of Adam is.
 
     .. note::
-      Measured on scikit-learn's digits with a rate of 0.03, initial rates 1e-6 to 1e2. With a measured first step the
-      initial rate cancels, and the question is how good the method is: around Adam (batch 64, 600 steps, against Adam
-      under a cosine decay at its best rate) a training loss of 0.03 against 0.015 on logistic regression, 7e-4
-      against 5.5e-4 on a ReLU network of three layers, 2e-4 to 7e-3 against 7e-4 on one of seven. On the network of
-      three layers and batches of 16 it is weaker: 0.07 to 0.24 around Adam, and 0.08 to 1.3 around heavy ball, where a
-      constant rate of 0.03 gives 0.07. The cap alone (0.1, no `value_fn`, 400 steps) rescues every rate that is too
-      large (1e-2 to 1e2: 0.001 to 0.004) and none that is far too small (1e-6 ends at 2.0). On weights that start at
-      zero the cap slows: 0.17 on logistic regression.
+      Together they replace the search for a rate (scale rate 0.3, `ema` 0.99, ten measured steps, a cap of 0.1, the
+      steps under a cosine decay). None of them is enough alone: on a ReLU network of seven layers the first batch
+      may find a length a hundred times too large, which only the cap survives, and the cap alone rescues every rate
+      that is too large and none that is far too small (1e-6 ends at 2.0 after 400 steps on digits).
 
     Args:
       inner: any optimizer, the sign of descent included. It gets all extra arguments.
@@ -100,12 +100,12 @@ def adapt_scale(
         :math:`\sum_k \beta^k u_{t-1-k}`, the way of the last :math:`1/(1-\beta)` steps; a number or a schedule.
       decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1).
       bounds: the least and the largest learned scale. Without them it stays within exp(±80).
-      first_step: None or `cauchy`. It is measured at the first of a hundred updates that is neither zero nor
-        broken. From there on a step is at most 1.1 times as long as the longest one before it: momentum
-        amplifies a first step tenfold before the first cosine tells that it is too long. Under `vmap`, `init` belongs
-        inside the `vmap`, so that the count stays unbatched and later steps are spared the product.
-      warmup_steps: how many of the first updates are measured so. The scale is the least that was found, and the
-        steps grow linearly up to it: one batch may find a length ten times too large.
+      first_step: None or `cauchy`. It is measured, by a Hessian-vector product, at the first of a hundred updates that
+        is neither zero nor broken. From there on a step is at most 1.1 times as long as the longest one before it:
+        momentum amplifies a first step tenfold before the first cosine tells that it is too long. Under `vmap`,
+        `init` belongs inside the `vmap`, so that the count stays unbatched and later steps are spared the product.
+      warmup_steps: how many updates are measured so. The scale is the least that was found, and the steps grow
+        linearly up to it: on one batch a length may come out ten times too large.
       max_relative_update: the largest :math:`\|s u\| / \|\theta\|`, where parameters whose root mean square is below
         1e-2 count as that large; a number or a schedule.
 
@@ -189,8 +189,9 @@ def adapt_scale(
         # In float32 it overflows for entries beyond 1e19, whose squares would stay in Adam for ever.
         is_usable = jnp.isfinite(trees.squared_norm(gradient))
 
-        rate = hyperparameters.value_at(scale_rate, state.count)
-        decay_now = hyperparameters.value_at(decay, state.count)
+        rate, decay_now, ema_now = (
+            hyperparameters.value_at(value, state.count) for value in (scale_rate, decay, ema)
+        )
         log_scale = next_log_scale(
             signal, state.log_scale, state.previous_updates, gradient, rate, decay_now, bounds
         )
@@ -212,21 +213,11 @@ def adapt_scale(
         if first_step == "cauchy":
             value_fn = extra.get("curvature_value_fn")
             value_fn = extra["value_fn"] if value_fn is None else value_fn
-
-            def measure():
-                return first_steps.measured_log_scale(
-                    value_fn, params, inner_updates, gradient, log_scale, measured_count
-                )
-
-            def wait():
-                return log_scale, measured_count
-
-            # Under vmap whether a gradient is usable differs from run to run, and its branch becomes a
-            # select; the count does not, and spares the later steps the product.
-            log_scale, measured_count = jax.lax.cond(
-                state.count < first_steps.ATTEMPTS + warmup_steps,
-                lambda: jax.lax.cond((measured_count < warmup_steps) & is_usable, measure, wait),
-                wait,
+            measure = functools.partial(
+                first_steps.measured_log_scale, value_fn, params, inner_updates, gradient
+            )
+            log_scale, measured_count = first_steps.measured(
+                measure, log_scale, state.count, measured_count, is_usable, warmup_steps
             )
             # Momentum may amplify the steps tenfold before the first cosine tells that they are too long.
             limit = jnp.where(longest > 0, first_steps.GROWTH * longest, jnp.inf)
@@ -250,8 +241,7 @@ def adapt_scale(
             return ((factor if fraction is None else fraction * factor) * u).astype(u.dtype)
 
         def accumulated(past, u):
-            weight = jnp.asarray(hyperparameters.value_at(ema, state.count))
-            return weight.astype(jnp.finfo(past.dtype).dtype) * past + u.astype(past.dtype)
+            return jnp.asarray(ema_now, jnp.finfo(past.dtype).dtype) * past + u.astype(past.dtype)
 
         previous = inner_updates
         if is_averaged:
