@@ -128,7 +128,13 @@ MICRO = {**MU, "num_microbatches": problems.NUM_MICROBATCHES}
 MICRO_VALUE = ("microbatch_value_fn",)
 SCHATTEN: Any = {"static_args": ("gram_steps", "refresh_interval"), "complex_as": "phase"}
 HOLD = {"reference_learning_rate": 0.1, "learning_rate": 0.05}
-WARMED = {"scale_rate": 1e-2, "ema": 0.9, "first_step": "cauchy", "warmup_steps": 2, "max_relative_update": 0.1}
+WARMED = {
+    "scale_rate": 1e-2,
+    "ema": 0.9,
+    "first_step": "cauchy",
+    "warmup_steps": 2,
+    "max_relative_update": 0.1,
+}
 SIGN = {"gain_rate": 1e-3, "signal": "sign", "ema": 0.5, "decay": 1e-2}
 NORMALIZED = {"gain_rate": 1e-3, "signal": "normalized"}
 DAMPED = {"learning_rate": 1e-3, "gain_bounds": (1e-2, 1.0)}
