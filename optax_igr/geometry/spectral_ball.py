@@ -47,7 +47,8 @@ def projection_spectral_ball(
 
     Examples:
       >>> import functools, jax.numpy as jnp, optax, optax_igr
-      >>> print(optax_igr.projection_spectral_ball(jnp.diag(jnp.array([3.0, 2.0, 0.5])), 1.0).diagonal())
+      >>> clipped = optax_igr.projection_spectral_ball(jnp.diag(jnp.array([3.0, 2.0, 0.5])), 1.0)
+      >>> print(clipped.diagonal().round(3))
       [1.  1.  0.5]
       >>> ball = functools.partial(optax_igr.projection_spectral_ball, radius=1.0)
       >>> optimizer = optax.chain(optax.adam(1e-3), optax_igr.keep_params_in(ball))
