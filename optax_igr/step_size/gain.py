@@ -47,7 +47,9 @@ def gain_signal(signal: str, past: jax.Array, gradient: jax.Array) -> jax.Array:
     if signal == "sign":
         # The product of two small numbers may be zero where the product of their signs is not.
         agreement = jnp.real(jnp.conj(jnp.sign(past)) * jnp.sign(gradient))
-        return jnp.sign(agreement) if jnp.iscomplexobj(past) else agreement
+        agreement = jnp.sign(agreement) if jnp.iscomplexobj(past) else agreement
+        # Infinity has a sign, and says nothing.
+        return jnp.where(jnp.isfinite(gradient), agreement, 0)
     if signal == "normalized":
         past, gradient = trees.unit(past)[0], trees.unit(gradient)[0]
         return gradient.size * jnp.real(jnp.conj(past) * gradient)

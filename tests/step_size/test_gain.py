@@ -170,6 +170,16 @@ def test_the_state_stays_finite_from_a_broken_first_gradient_on(signal, bad):
         assert state.log_gain[2] > 0
 
 
+@pytest.mark.parametrize("signal", ["product", "sign", "normalized"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_entry_that_is_not_finite_leaves_its_gain(signal, bad):
+    transform = optax_igr.scale_by_gain(0.1, signal=signal)
+    _, before = transform.update(jnp.ones(3), transform.init(jnp.zeros(3)))
+    _, after = transform.update(jnp.array([bad, 1, 1]), before)
+    assert after.log_gain[0] == before.log_gain[0] == 0
+    assert signal == "normalized" or after.log_gain[1] == pytest.approx(0.1)
+
+
 def test_bounds_hold_and_without_them_the_gain_stays_finite():
     gradients = jnp.full((40, 1), 10.0, jnp.float32)
     bounded = log_gains(optax_igr.scale_by_gain(0.1, bounds=(0.5, 4.0)), gradients)
