@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import elementwise, records, report, steps, sweep_speed
+from benchmarks import decay_costs, elementwise, records, report, steps, sweep_speed
 from benchmarks.elementwise import ElementwiseCost
 from benchmarks.experiment import Experiment
 from benchmarks.experiments import EXPERIMENTS, flows
@@ -20,7 +20,7 @@ Written by `python -m benchmarks results`; the numbers come from the records tha
 
 # In the order of the file; flows have a command of their own, since they are no runs of the training loop.
 _EXPERIMENTS = EXPERIMENTS | {flows.EXPERIMENT.name: flows.EXPERIMENT}
-KINDS = (*_EXPERIMENTS, "steps", "elementwise", "sweep_speed")
+KINDS = (*_EXPERIMENTS, "steps", "elementwise", "decay_costs", "sweep_speed")
 
 
 def kind(path: Path) -> str:
@@ -58,6 +58,8 @@ def section(name: str, source: Path, shown: str) -> str:
         return _steps(rows, shown)
     if name == "elementwise":
         return _elementwise(rows, shown)
+    if name == "decay_costs":
+        return _decay_costs(rows, shown)
     if name == "sweep_speed":
         return _sweep_speed(rows, shown)
     return _experiment(_EXPERIMENTS[name], records.read(source), shown)
@@ -101,6 +103,21 @@ def _elementwise(rows, shown):
         "that the kernels read and write, temporaries and state copies the bytes they take, all / those of the "
         "parameters.",
         elementwise.cells(costs),
+        "",
+        shown,
+        (row["environment"] for row in rows),
+    )
+
+
+def _decay_costs(rows, shown):
+    fields = {field.name for field in dataclasses.fields(decay_costs.DecayCost)}
+    costs = [decay_costs.DecayCost(**{k: row[k] for k in fields}) for row in rows]
+    return _section(
+        "What does a decay of the norms cost?",
+        "Beside a plain step of a fully connected network: time is the median ratio over rounds in which the steps "
+        "take turns, the mean from one refresh to the next; FLOPs are the compiler's own figures, and the formula's "
+        "are those of the step and of 2t products of 2mn² for each layer.",
+        decay_costs.cells(costs),
         "",
         shown,
         (row["environment"] for row in rows),

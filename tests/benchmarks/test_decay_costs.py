@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import decay_costs
+from benchmarks import decay_costs, results
 from benchmarks.__main__ import app
 
 WIDTHS = (48, 64, 64, 64, 10)
@@ -47,3 +47,5 @@ def test_the_command_prints_and_records_them(costs, tmp_path, monkeypatch):
     assert "nnx.SpectralNorm" in result.output
     lines = (tmp_path / "decay_costs.jsonl").read_text().splitlines()
     assert [json.loads(line)["name"] for line in lines] == list(costs)
+    results.write(tmp_path / "RESULTS.md", tmp_path)
+    assert "| nnx.SpectralNorm | " in (tmp_path / "RESULTS.md").read_text()
