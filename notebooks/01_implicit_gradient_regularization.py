@@ -479,10 +479,13 @@ for what, values in zip(
 # ## Bigger
 #
 # `SEEDS = 20` (and `STUDENT = 2.093`), `WIDTH = 400` narrow the bars; on a GPU nothing else changes. For MNIST, fetch
-# it by `python -m benchmarks download mnist --data-dir data`, set `OPTAX_IGR_DATA=data`, and replace the two lines
-# that define `images` and `labels`, with `NUM_TRAIN = 10_000`, by
+# it by `python -m benchmarks download mnist --data-dir data`, set `OPTAX_IGR_DATA=data`, and replace the line
+# that defines `images` and `labels`, with `NUM_TRAIN = 9_000`, by
 #
 # ```python
+# import os
+# import pathlib
+#
 # from benchmarks.problems import PROBLEMS
 #
 # train = PROBLEMS["mnist"](pathlib.Path(os.environ["OPTAX_IGR_DATA"])).train

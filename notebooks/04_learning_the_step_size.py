@@ -207,6 +207,11 @@ def loss_fn(params, x, y):
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
+# %% [markdown]
+# The training loop takes any optimizer, passes the extra arguments, and reads the learned scale from the state.
+
+
+# %%
 def train(optimizer, key, num_steps, labels_fn=lambda y, count: y):
     def step(carry, count):
         params, state = carry

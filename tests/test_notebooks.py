@@ -13,7 +13,7 @@ import pytest
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 NAMES = sorted({path.stem for path in NOTEBOOKS.glob("[0-9]*") if path.suffix in (".py", ".ipynb")})
 
-SCREEN = 38
+SCREEN = 36
 LARGEST_FILE = 700_000
 FEWEST_FIGURES = 2
 
