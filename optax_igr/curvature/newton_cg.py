@@ -197,6 +197,10 @@ def newton_cg(
 
     .. math:: \theta \leftarrow \theta - \gamma\,(C + \lambda I)^{-1} g
 
+    .. note::
+      Far from a minimum of a network a full step may raise the loss faster than the damping grows: chain
+      :func:`optax_igr.scale_by_newton_cg` with a line search, such as `optax.scale_by_backtracking_linesearch`, there.
+
     Args:
       learning_rate: :math:`\gamma`, a number or a schedule; 1 is Newton's own step, by which the damping is judged.
       damping: as in :func:`optax_igr.scale_by_newton_cg`, and so are the others.
