@@ -77,3 +77,14 @@ def next_log_scale(
     if isinstance(log_scale, jax.Array):
         return moved(log_scale, step, gradient)
     return jax.tree.map(moved, log_scale, step, gradient)
+
+
+def accumulated(
+    past: chex.ArrayTree, updates: chex.ArrayTree, ema: hyperparameters.Scalar
+) -> chex.ArrayTree:
+    r"""Returns :math:`\sum_k \beta^k u_{t-k}`, in the dtypes of the sum so far."""
+    return jax.tree.map(
+        lambda x, u: jnp.asarray(ema, jnp.finfo(x.dtype).dtype) * x + u.astype(x.dtype),
+        past,
+        updates,
+    )

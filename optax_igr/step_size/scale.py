@@ -30,6 +30,7 @@ from optax_igr.step_size import first_steps, log_domain
 from optax_igr.step_size.alignment import (
     GRANULARITIES,
     SIGNALS,
+    accumulated,
     initial_log_scale,
     map_scaled,
     next_log_scale,
@@ -84,10 +85,9 @@ def adapt_scale(
     - `ema` compares the gradient with the way of many steps. At 0.99 that is where a searched rate of Adam is.
 
     .. note::
-      Together they replace the search for a rate (scale rate 0.3, `ema` 0.99, ten measured steps, a cap of 0.1, the
-      steps under a cosine decay). None of them is enough alone: on a ReLU network of seven layers the first batch
-      may find a length a hundred times too large, which only the cap survives, and the cap alone rescues every rate
-      that is too large and none that is far too small (1e-6 ends at 2.0 after 400 steps on digits).
+      Together (scale rate 0.3, `ema` 0.99, ten measured steps, a cap of 0.1) they replace the search for a rate. None
+      is enough alone: on a ReLU network of seven layers a first batch found a length a hundred times too large, which
+      only the cap survived, and the cap alone rescues every rate that is too large and none that is far too small.
 
     Args:
       inner: any optimizer, the sign of descent included. It gets all extra arguments.
@@ -100,10 +100,10 @@ def adapt_scale(
         :math:`\sum_k \beta^k u_{t-1-k}`, the way of the last :math:`1/(1-\beta)` steps; a number or a schedule.
       decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1).
       bounds: the least and the largest learned scale. Without them it stays within exp(±80).
-      first_step: None or `cauchy`. It is measured, by a Hessian-vector product, at the first of a hundred updates that
-        is neither zero nor broken. From there on a step is at most 1.1 times as long as the longest one before it:
-        momentum amplifies a first step tenfold before the first cosine tells that it is too long. Under `vmap`,
-        `init` belongs inside the `vmap`, so that the count stays unbatched and later steps are spared the product.
+      first_step: None or `cauchy`, measured at the first of a hundred updates that is neither zero nor broken. From
+        there on a step is at most 1.1 times as long as the longest before it, since momentum amplifies a first step
+        tenfold before a cosine tells. Under `vmap`, `init` belongs inside the `vmap`: the count then stays unbatched
+        and later steps are spared the product.
       warmup_steps: how many updates are measured so. The scale is the least that was found, and the steps grow
         linearly up to it: on one batch a length may come out ten times too large.
       max_relative_update: the largest :math:`\|s u\| / \|\theta\|`, where parameters whose root mean square is below
@@ -211,8 +211,8 @@ def adapt_scale(
         measured_count, longest = state.measured_count, state.longest_step
         fraction = None
         if first_step == "cauchy":
-            value_fn = extra.get("curvature_value_fn")
-            value_fn = extra["value_fn"] if value_fn is None else value_fn
+            curved = extra.get("curvature_value_fn")
+            value_fn = extra["value_fn"] if curved is None else curved
             measure = functools.partial(
                 first_steps.measured_log_scale, value_fn, params, inner_updates, gradient
             )
@@ -240,12 +240,9 @@ def adapt_scale(
             factor = jnp.exp(log_s)
             return ((factor if fraction is None else fraction * factor) * u).astype(u.dtype)
 
-        def accumulated(past, u):
-            return jnp.asarray(ema_now, jnp.finfo(past.dtype).dtype) * past + u.astype(past.dtype)
-
         previous = inner_updates
         if is_averaged:
-            previous = jax.tree.map(accumulated, state.previous_updates, inner_updates)
+            previous = accumulated(state.previous_updates, inner_updates, ema_now)
         return map_scaled(scaled, log_scale, inner_updates), AdaptScaleState(
             count=optax.safe_increment(state.count),
             log_scale=kept(log_scale, state.log_scale),

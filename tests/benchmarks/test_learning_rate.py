@@ -1,7 +1,10 @@
 """What the learning-rate experiment counts, and how it shifts a distribution."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from benchmarks import experiment
@@ -60,7 +63,7 @@ def test_the_shift_is_judged_by_the_curve_after_it():
 def test_all_labels_change_in_the_middle(step, label):
     problem = Problem(
         name="",
-        init=lambda key: 0,
+        init=lambda key: jnp.zeros([]),
         loss=lambda params, batch: jnp.mean(batch["label"] + 0.0),
         train=None,
         test=None,
@@ -71,7 +74,7 @@ def test_all_labels_change_in_the_middle(step, label):
     shifted = learning_rate.shifted(problem, 8)
     data = {"label": jnp.array([0, 9]), "image": jnp.zeros(2)}
     np.testing.assert_array_equal(shifted.shift(data, step)["label"], label)
-    np.testing.assert_allclose(shifted.measures["train_loss"](0, data, None), 0.5)
+    np.testing.assert_allclose(shifted.measures["train_loss"](None, data, None), 0.5)
 
 
 def test_a_run_sees_the_shift_at_its_step(tmp_path):
@@ -88,9 +91,11 @@ def test_a_run_sees_the_shift_at_its_step(tmp_path):
         final_measures={"at": lambda p, train, test: p},
         shift=lambda batch, step: {"sign": jnp.where(step < 2, 1, -1) * batch["sign"]},
     )
-    sgd = Technique("sgd", lambda h, n: learning_rate.optax.sgd(h), (1.0,), "")
-    one = experiment.Experiment(
-        "x", "", "", lambda d: [problem], [experiment.Entry(sgd)], [], str, list
+    sgd = Technique("sgd", lambda h, n: optax.sgd(h), (1.0,), "")
+    one = dataclasses.replace(
+        learning_rate.EXPERIMENT,
+        problems=lambda data_dir: [problem],
+        entries=[experiment.Entry(sgd)],
     )
     (run,) = experiment.run(one, tmp_path / "records.jsonl", seeds=1)
     assert run.curve["at"] == [0, -1, -2, -1, 0]
