@@ -11,7 +11,7 @@ import rich.console
 import rich.progress
 import typer
 
-from benchmarks import compare, records, report, runner, steps
+from benchmarks import compare, decay_costs, elementwise, records, report, runner, steps
 from benchmarks import data as data_
 from benchmarks import experiment as experiments_
 from benchmarks import problems as problems_
@@ -231,8 +231,25 @@ def step_costs(
     widths: Annotated[
         str, typer.Option(metavar="N,...", help="Widths of the fully connected network.")
     ] = ",".join(map(str, steps.WIDTHS)),
+    without_model: Annotated[
+        bool,
+        typer.Option(
+            "--elementwise",
+            help="Steps of a given gradient on many donated parameters, beside Adam and a softmax.",
+        ),
+    ] = False,
+    size: Annotated[
+        int, typer.Option(min=1, help="Parameters of an elementwise step.")
+    ] = elementwise.SIZE,
     out: Out = None,
 ) -> None:
+    if without_model:
+        with console.status("") as status:
+            found = elementwise.measure(size=size, rounds=rounds, progress=status.update)
+        _print_table(f"One step on {size:,} parameters", *elementwise.cells(found))
+        path = elementwise.write(found, out or _new_folder("steps"))
+        console.print(f"records: {path.resolve()}")
+        return
     with _readable_errors("--techniques"):
         chosen = named(_split(techniques) or steps.DEFAULT)
     with console.status("") as status:
@@ -245,6 +262,29 @@ def step_costs(
         )
     _print_table("One step beside plain gradient descent", *steps.cells(costs))
     path = steps.write(costs, out or _new_folder("steps"))
+    console.print(f"records: {path.resolve()}")
+
+
+@app.command("decay-costs", help="What a decay of the weights' norms costs beside a plain step.")
+def norm_decay_costs(
+    rounds: Annotated[int, typer.Option(min=1, help="How often each step is timed.")] = 9,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Examples a step.")
+    ] = decay_costs.BATCH_SIZE,
+    widths: Annotated[
+        str, typer.Option(metavar="N,...", help="Widths of the fully connected network.")
+    ] = ",".join(map(str, decay_costs.WIDTHS)),
+    out: Out = None,
+) -> None:
+    with console.status("") as status:
+        costs = decay_costs.measure(
+            widths=[int(w) for w in _split(widths)],
+            batch_size=batch_size,
+            rounds=rounds,
+            progress=status.update,
+        )
+    _print_table("One step beside plain gradient descent", *decay_costs.cells(costs))
+    path = decay_costs.write(costs, out or _new_folder("decay-costs"))
     console.print(f"records: {path.resolve()}")
 
 

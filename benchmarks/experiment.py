@@ -9,7 +9,7 @@ import altair as alt
 
 from benchmarks import records, runner, steps
 from benchmarks.problems.problem import Problem
-from benchmarks.records import Record
+from benchmarks.records import Key, Record
 from benchmarks.technique import Technique
 from benchmarks.techniques import TECHNIQUES
 
@@ -17,10 +17,29 @@ NUM_POINTS = 25
 
 
 class Entry(NamedTuple):
-    """A technique in an experiment, at these learning rates; None takes the technique's own grid."""
+    """A technique in an experiment.
+
+    Attributes:
+      technique: what runs.
+      learning_rates: None takes the technique's own grid.
+      problems: the names of those that it runs on; None is all of them.
+    """
 
     technique: Technique
     learning_rates: Sequence[float] | None = None
+    problems: Sequence[str] | None = None
+
+
+class Measurement(NamedTuple):
+    """Records that no training run gives, such as the cost of an operation.
+
+    Attributes:
+      keys: of the records; those on record already are not measured again.
+      measure: makes them.
+    """
+
+    keys: Sequence[Key]
+    measure: Callable[[], list[Record]]
 
 
 class Column(NamedTuple):
@@ -69,6 +88,7 @@ class Experiment:
       row_per_rate: a row of the table for each rate; else one for all rates of a technique.
       curve_measures: those that its figures need; None takes all of a problem's. Between 25 points the others may
         cost more than the steps.
+      measurements: what is measured beside the runs, where neither techniques nor problems are chosen.
     """
 
     name: str
@@ -81,6 +101,7 @@ class Experiment:
     figures: Callable[[list[Record]], list[Figure]]
     row_per_rate: bool = True
     curve_measures: Sequence[str] | None = None
+    measurements: Sequence[Measurement] = ()
 
 
 def run(
@@ -109,27 +130,26 @@ def run(
       progress: told what runs, and the fraction done of all.
     """
     known = {r.key: r for r in records.read(path)}
+    own_problems = problems is None
     problems = list(experiment.problems(data_dir) if problems is None else problems)
     entries = chosen(experiment, techniques, learning_rates)
     if experiment.curve_measures is not None:
         problems = [_measuring(problem, experiment.curve_measures) for problem in problems]
-    pairs = [
-        (problem, entry)
-        for problem in problems
-        for entry in entries
-        if problem.batch_size is None or not entry.technique.deterministic
-    ]
+    pairs = [(p, e) for p in problems for e in entries if _is_for(e, p, entries)]
     if not pairs:
         names = ", ".join(entry.technique.name for entry in entries)
-        raise ValueError(f"{names}: only for problems whose steps all see the same batch.")
-    asked = []
-    for done, (problem, entry) in enumerate(pairs):
+        raise ValueError(
+            f"{names}: not for {', '.join(p.name for p in problems)}. A deterministic minimiser needs steps that all "
+            "see the same batch."
+        )
+    total, done, asked = len(pairs), 0, []
+    for problem, entry in pairs:
         length = num_steps or problem.num_steps
         label = f"{entry.technique.name} on {problem.name}"
-        progress(label, done / len(pairs))
+        progress(label, done / total)
 
         def advance(fraction, label=label, done=done):
-            progress(label, (done + fraction) / len(pairs))
+            progress(label, (done + fraction) / total)
 
         planned = [
             runner.Run(entry.technique, rate, seed)
@@ -142,6 +162,14 @@ def run(
         records.append(path, new)
         known |= {r.key: r for r in new}
         asked += keys
+        done += 1
+    for measurement in experiment.measurements if own_problems and techniques is None else ():
+        if any(key not in known for key in measurement.keys):
+            progress("measuring", done / total)
+            new = [r for r in measurement.measure() if r.key not in known]
+            records.append(path, new)
+            known |= {r.key: r for r in new}
+        asked += measurement.keys
     progress("done", 1.0)
     return [known[key] for key in asked]
 
@@ -172,11 +200,22 @@ def chosen(
     """Returns the entries to run: the experiment's own, or those asked for."""
     entries = list(experiment.entries)
     if techniques is not None:
-        own = {entry.technique.name: entry for entry in entries}
-        entries = [own.get(t.name, Entry(t)) for t in techniques]
+        own = {t.name: [e for e in entries if e.technique.name == t.name] for t in techniques}
+        entries = [entry for t in techniques for entry in own[t.name] or [Entry(t)]]
     if learning_rates is not None:
-        entries = [Entry(entry.technique, tuple(learning_rates)) for entry in entries]
+        entries = [entry._replace(learning_rates=tuple(learning_rates)) for entry in entries]
     return entries
+
+
+def _is_for(entry, problem, entries):
+    """Says whether an entry runs on a problem; one that no entry names is for all of them.
+
+    A deterministic technique compares the losses of consecutive steps: they must see the same batch.
+    """
+    if entry.technique.deterministic and problem.batch_size is not None:
+        return False
+    named = {name for e in entries for name in e.problems or ()}
+    return entry.problems is None or problem.name in entry.problems or problem.name not in named
 
 
 def _records(problem, runs, num_steps, progress):

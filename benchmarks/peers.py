@@ -4,12 +4,10 @@ A method that finds its own rate has the grid of one, its published default, and
 minimisers compare the losses of different steps, so they run where all steps see the same batch.
 """
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 import optax
+import optimistix
 
+from benchmarks.stepwise import stepwise
 from benchmarks.technique import ADAM_RATES, BASIC, SGD_RATES, Technique, decayed
 
 # The rates of momentum are lower by its amplification 1 / (1 - 0.9) = 10.
@@ -18,35 +16,6 @@ OWN_RATE = (1.0,)
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
-
-
-def optimistix_steps(name: str) -> optax.GradientTransformationExtraArgs:
-    """Makes a transform of an Optimistix minimiser, which evaluates one trial point a step.
-
-    `NonlinearCG` will do. `LBFGS` holds a program in its state, and `BFGS` builds operators that `jax.shard_map` breaks
-    (Lineax 0.1.1 compares the shardings of their two sides).
-    """
-    import optimistix
-
-    # Without tolerances: the run has a length.
-    solver = getattr(optimistix, name)(rtol=0.0, atol=0.0)
-    tags: frozenset[object] = frozenset()
-
-    def init(params):
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        value = jax.ShapeDtypeStruct((), dtype)
-        return solver.init(
-            lambda y, args: (jnp.zeros((), dtype), None), params, None, {}, value, None, tags
-        )
-
-    def update(updates, state, params=None, *, value_fn: Any = None, **extra):
-        del updates, extra
-        stepped, state, _ = solver.step(
-            lambda y, args: (value_fn(y), None), params, None, {}, state, tags
-        )
-        return jax.tree.map(jnp.subtract, stepped, params), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 PEERS = [
@@ -125,7 +94,7 @@ PEERS = [
     ),
     Technique(
         "optimistix_cg",
-        lambda h, n: optimistix_steps("NonlinearCG"),
+        lambda h, n: stepwise(optimistix.NonlinearCG(rtol=0.0, atol=0.0)),
         OWN_RATE,
         "Optimistix's nonlinear conjugate gradients, one trial point a step",
         deterministic=True,

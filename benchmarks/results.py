@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records, report, steps, sweep_speed
+from benchmarks import elementwise, records, report, steps, sweep_speed
+from benchmarks.elementwise import ElementwiseCost
 from benchmarks.experiment import Experiment
 from benchmarks.experiments import EXPERIMENTS, flows
 from benchmarks.records import Record
@@ -19,7 +20,7 @@ Written by `python -m benchmarks results`; the numbers come from the records tha
 
 # In the order of the file; flows have a command of their own, since they are no runs of the training loop.
 _EXPERIMENTS = EXPERIMENTS | {flows.EXPERIMENT.name: flows.EXPERIMENT}
-KINDS = (*_EXPERIMENTS, "steps", "sweep_speed")
+KINDS = (*_EXPERIMENTS, "steps", "elementwise", "sweep_speed")
 
 
 def kind(path: Path) -> str:
@@ -55,6 +56,8 @@ def section(name: str, source: Path, shown: str) -> str:
         raise ValueError(f"{source} has no records.")
     if name == "steps":
         return _steps(rows, shown)
+    if name == "elementwise":
+        return _elementwise(rows, shown)
     if name == "sweep_speed":
         return _sweep_speed(rows, shown)
     return _experiment(_EXPERIMENTS[name], records.read(source), shown)
@@ -82,6 +85,22 @@ def _steps(rows, shown):
         "memory are the compiler's own figures (≥: a loop, counted for one turn); gradients and Hessian-vector "
         "products are counted.",
         steps.cells(costs),
+        "",
+        shown,
+        (row["environment"] for row in rows),
+    )
+
+
+def _elementwise(rows, shown):
+    fields = {field.name for field in dataclasses.fields(ElementwiseCost)}
+    costs = [ElementwiseCost(**{k: x for k, x in row.items() if k in fields}) for row in rows]
+    return _section(
+        "What does a step cost where memory traffic is the limit?",
+        f"{costs[0].size:,} parameters in float32 with donated buffers and a given gradient: time is the median ratio "
+        "to Adam, or to a softmax of the same array, over rounds in which the steps take turns; passes are the bytes "
+        "that the kernels read and write, temporaries and state copies the bytes they take, all / those of the "
+        "parameters.",
+        elementwise.cells(costs),
         "",
         shown,
         (row["environment"] for row in rows),

@@ -395,7 +395,8 @@ def _batch(problem, technique, count, order, key, data):
     shuffled = functools.partial(jax.random.permutation, jax.random.fold_in(key, epoch + 1))
     order = jax.lax.cond(position == 0, lambda o: shuffled(len(o)), lambda o: o, order)
     chosen = jax.lax.dynamic_slice_in_dim(order, position * problem.batch_size, problem.batch_size)
-    return jax.tree.map(lambda x: x[chosen], data), order
+    batch = jax.tree.map(lambda x: x[chosen], data)
+    return (batch if problem.shift is None else problem.shift(batch, count)), order
 
 
 def _keys(seeds):

@@ -128,7 +128,13 @@ MICRO = {**MU, "num_microbatches": problems.NUM_MICROBATCHES}
 MICRO_VALUE = ("microbatch_value_fn",)
 SCHATTEN: Any = {"static_args": ("gram_steps", "refresh_interval"), "complex_as": "phase"}
 HOLD = {"reference_learning_rate": 0.1, "learning_rate": 0.05}
-CAUCHY = {"scale_rate": 1e-2, "first_step": "cauchy", "max_relative_update": 0.1}
+WARMED = {
+    "scale_rate": 1e-2,
+    "ema": 0.9,
+    "first_step": "cauchy",
+    "warmup_steps": 2,
+    "max_relative_update": 0.1,
+}
 SIGN = {"gain_rate": 1e-3, "signal": "sign", "ema": 0.5, "decay": 1e-2}
 NORMALIZED = {"gain_rate": 1e-3, "signal": "normalized"}
 DAMPED = {"learning_rate": 1e-3, "gain_bounds": (1e-2, 1.0)}
@@ -223,7 +229,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.scale_by_gain, NORMALIZED, **PHASE, variant="normalized"),
     Entry(igr.adapt_scale, {"scale_rate": 1e-2, "decay": 1e-3}, place=wrapper),
     Entry(igr.adapt_scale, {"scale_rate": 1e-2, "granularity": "leaf"}, place=wrapper, variant="leaf"),
-    Entry(igr.adapt_scale, CAUCHY, VALUE, place=wrapper, variant="first step"),
+    Entry(igr.adapt_scale, WARMED, VALUE, place=wrapper, variant="first step", static_args=("warmup_steps",)),
     Entry(igr.egdd, {"learning_rate": 1e-2}, place=alias, on_targets=DAMPED, **PHASE),
     Entry(igr.scale_by_cauchy_step, {"ema": 0.5}, VALUE),
     Entry(igr.limit_by_curvature, {}, VALUE, place=last),

@@ -213,8 +213,7 @@ def _figures(runs: list[Record]) -> list[Figure]:
             Figure(
                 "growth",
                 "Cumulative loss against the number of inputs, 3 of them relevant",
-                "At each technique's best fixed rate; the band spans the seeds, which are orders of the examples. EG± "
-                "grows like the logarithm of the number of inputs.",
+                "At each technique's best fixed rate; the band spans the seeds, which are orders of the examples.",
                 _growth(runs),
             )
         )
@@ -259,7 +258,7 @@ EXPERIMENT = Experiment(
     "where every example is seen once, else by the training loss at the end. The LIBSVM files need --data-dir.",
     problems=_problems,
     entries=[
-        Entry(counted(TECHNIQUES["sgd"]), tuple(0.0125 * 2.0**k for k in range(10))),
+        Entry(counted(TECHNIQUES["sgd"]), tuple(0.0125 * 2.0**k for k in range(12))),
         Entry(counted(TECHNIQUES["adam"]), tuple(1e-3 * 3.0**k for k in range(8))),
         Entry(counted(_eg_plus_minus(TOTAL, "eg_plus_minus"))),
         Entry(counted(_eg_plus_minus(LARGE_TOTAL, "eg_plus_minus_300"))),

@@ -130,6 +130,13 @@ def _seconds_cell(group, records):
     return f"{seconds:.2g}"
 
 
+def _mean_loss_cell(runs):
+    diverged = sum(r.diverged for r in runs)
+    if diverged:
+        return f"{diverged} of {len(runs)} diverged"
+    return f"{np.mean([r.final['train_loss'] for r in runs]):.2e}"
+
+
 def _score_cell(group, records):
     techniques, ratios, shares = profile(records)
     return f"{stats.profile_score(ratios, shares)[techniques.index(group[0].technique)]:.2f}"
@@ -246,9 +253,7 @@ EXPERIMENT = Experiment(
         Column(
             "final train loss",
             "mean over the seeds at the best rate",
-            lambda group, records: (
-                f"{np.mean([r.final['train_loss'] for r in best(group)[1]]):.2e}"
-            ),
+            lambda group, records: _mean_loss_cell(best(group)[1]),
         ),
     ],
     headline=headline,

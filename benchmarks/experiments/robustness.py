@@ -1,7 +1,8 @@
 """Do the norms of the weights buy robustness, and robustness to what: to the inputs, or to the parameters?
 
 The number that the runner calls the rate is here the strength of each technique: the optimizer below them is the same.
-A strength is chosen on a validation split: the strongest that costs at most half a point of its accuracy.
+A strength is chosen on a validation split: the strongest that costs at most half a point of its accuracy. One at the
+end of its grid is marked: a longer grid might choose another.
 """
 
 import functools
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_igr
+from benchmarks import figures
 from benchmarks import statistics as stats
 from benchmarks.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import digits, mnist
@@ -26,11 +28,16 @@ TOLERATED = 0.005
 
 # The noise and the radius that the table quotes; the figures show them all.
 QUOTED_SCALE = 0.5
-RADII = (0.0, 0.02, 0.05, 0.1, 0.15)
+RADII = (0.0, 0.05, 0.1, 0.15)
 QUOTED_RADIUS = 0.1
 
-# The Jacobian's search and the attack take so many test images.
-NUM_SEARCHED, NUM_ATTACKED = 64, 512
+# The Jacobian's search and the attack take so many test images; the noise, and the curve of the training loss, so many.
+NUM_SEARCHED, NUM_ATTACKED, NUM_NOISY = 32, 256, 1024
+
+# A figure follows a technique over the strengths that cost at most this much of validation accuracy.
+SHOWN = 0.02
+
+END = "*"
 
 
 def _decayed(decay):
@@ -50,12 +57,12 @@ def _in_ball(radius, num_steps):
 # Of every technique its strengths, from the weakest on.
 TECHNIQUES = [
     Technique("none", lambda h, n: optax.sgd(h), (RATE,), "gradient descent alone"),
-    Technique("l2", _decayed(_schatten(0)), (3e-4, 1e-3, 3e-3, 1e-2), "L2 decay"),
+    Technique("l2", _decayed(_schatten(0)), (1e-3, 3e-3, 1e-2, 3e-2, 0.1), "L2 decay"),
     *(
         Technique(
             f"schatten_{t}",
             _decayed(_schatten(t)),
-            (1e-3, 3e-3, 1e-2, 3e-2),
+            (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3),
             f"decay of the Schatten norm of exponent {2 ** (t + 1)}",
         )
         for t in (1, 2, 3, 4)
@@ -63,36 +70,39 @@ TECHNIQUES = [
     Technique(
         "spectral",
         _decayed(optax_igr.add_spectral_decay),
-        (1e-3, 3e-3, 1e-2, 3e-2),
+        (3e-3, 1e-2, 3e-2, 0.1, 0.3),
         "decay of the spectral norm",
     ),
-    Technique("spectral_ball", _in_ball, (4.0, 3.0, 2.0, 1.5), "projection onto a spectral norm"),
+    Technique(
+        "spectral_ball", _in_ball, (4.0, 3.0, 2.0, 1.5, 1.0), "projection onto a spectral norm"
+    ),
     Technique(
         "gradient_penalty",
         _decayed(optax_igr.add_gradient_penalty),
-        (0.01, 0.03, 0.1, 0.3),
+        (0.03, 0.1, 0.3, 1.0, 3.0),
         "explicit penalty on the gradient norm",
     ),
-    Technique("large_rate", lambda h, n: optax.sgd(h), (0.2, 0.4, 0.8), "a larger learning rate"),
+    Technique(
+        "large_rate", lambda h, n: optax.sgd(h), (0.2, 0.4, 0.8, 1.6, 3.2), "a larger learning rate"
+    ),
 ]
 
 
 def _problems(data_dir):
-    if data_dir is None:
-        problem = digits.mlp(num_train=1000, widths=(64, 64))
-        num_train, epochs = 700, 50
-    else:
-        problem = mnist.mlp(data_dir, widths=(128, 128), batch_size=50)
-        num_train, epochs = 5000, 20
+    found = [_with_measures(digits.mlp(num_train=1000, widths=(64, 64)), 700, epochs=30)]
+    if data_dir is not None:
+        problem = mnist.mlp(data_dir, widths=(64, 64), batch_size=50)
+        found.append(_with_measures(problem, 5000, epochs=6))
+    return found
+
+
+def _with_measures(problem, num_train, epochs):
     # The validation split follows the training set and is as large as half of it at most.
     train, validation = (
         jax.tree.map(lambda x, part=part: x[part], problem.train)
         for part in (slice(num_train), slice(num_train, num_train + num_train // 2))
     )
-    return [_with_measures(problem.replace(train=train), validation, epochs)]
 
-
-def _with_measures(problem, validation, epochs):
     def apply_fn(params, images):
         return problem.outputs(params, {"image": images})
 
@@ -106,49 +116,75 @@ def _with_measures(problem, validation, epochs):
             apply_fn, params, images, labels, jnp.asarray(RADII), bounds=(0.0, 1.0)
         ).pgd_accuracy
 
+    def head(data):
+        return jax.tree.map(lambda x: x[:NUM_NOISY], data)
+
     def bounds(params, test):
         return diagnostics.lipschitz_bounds(apply_fn, params, test["image"][:NUM_SEARCHED])
 
-    measures = {
-        name: problem.measures[name] for name in ("train_loss", "test_loss", "test_accuracy")
-    }
-    final = {
-        name: problem.final_measures[name]
-        for name in ("train_loss", "test_accuracy", "noise_accuracy")
-    }
     return problem.replace(
-        measures=measures,
-        final_measures=final
-        | {
+        train=train,
+        measures={
+            "train_loss": lambda p, train, test: problem.measures["train_loss"](
+                p, head(train), test
+            )
+        },
+        final_measures={
+            "train_loss": problem.final_measures["train_loss"],
+            "test_accuracy": problem.final_measures["test_accuracy"],
             "validation_accuracy": lambda p, train, test: mean_over(accuracy, p, validation),
             "product_bound": lambda p, train, test: bounds(p, test).upper,
             "largest_jacobian": lambda p, train, test: bounds(p, test).lower,
             "pgd_accuracy": attacked,
+            "noise_accuracy": lambda p, train, test: problem.final_measures["noise_accuracy"](
+                p, train, head(test)
+            ),
         },
-        num_steps=epochs * problem.steps_per_epoch,
-        about=f"{problem.about}; trained on the first {problem.num_examples}, validated on "
+        target=None,
+        num_steps=epochs * (num_train // problem.batch_size),
+        about=f"{problem.about}; trained on the first {num_train}, validated on the next "
         f"{len(validation['label'])}, SGD at the rate {RATE:g}",
     )
 
 
-def chosen(runs: list[Record]) -> dict[str, list[Record]]:
-    """Returns the seeds of each technique at its strongest strength that validation tolerates."""
-    order = {technique.name: technique.learning_rates for technique in TECHNIQUES}
-    strengths: dict[str, list[list[Record]]] = {}
-    for (_, name, _), group in groups(runs).items():
+def validated(group: list[Record]) -> float:
+    """Returns the mean validation accuracy of the seeds."""
+    return statistics.fmean(r.final["validation_accuracy"] for r in group)
+
+
+def by_technique(runs: list[Record]) -> dict[tuple[str, str], list[list[Record]]]:
+    """Returns the seeds of each strength that did not diverge, from the weakest on, by problem and technique."""
+    order = {technique.name: list(technique.learning_rates) for technique in TECHNIQUES}
+    found: dict[tuple[str, str], list[list[Record]]] = {}
+    for (problem, name, _), group in groups(runs).items():
         if not any(r.diverged for r in group):
-            strengths.setdefault(name, []).append(group)
+            found.setdefault((problem, name), []).append(group)
 
-    def validated(group):
-        return statistics.fmean(r.final["validation_accuracy"] for r in group)
+    def place(group):
+        grid, strength = order.get(group[0].technique, []), group[0].learning_rate
+        return grid.index(strength) if strength in grid else -1
 
+    return {key: sorted(candidates, key=place) for key, candidates in found.items()}
+
+
+def chosen(runs: list[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Returns the seeds of each problem and technique at the strongest strength that validation tolerates."""
     found = {}
-    for name, candidates in strengths.items():
-        best = max(map(validated, candidates))
-        tolerated = [g for g in candidates if validated(g) >= best - TOLERATED]
-        place = {strength: i for i, strength in enumerate(order.get(name, ()))}
-        found[name] = max(tolerated, key=lambda g: place.get(g[0].learning_rate, 0))
+    for key, candidates in by_technique(runs).items():
+        least = max(map(validated, candidates)) - TOLERATED
+        found[key] = [group for group in candidates if validated(group) >= least][-1]
     return found
+
+
+def is_at_end(group: list[Record], runs: list[Record]) -> bool:
+    """Says whether a chosen strength is the weakest or the strongest of several that were run."""
+    first = group[0]
+    strengths = [
+        r.learning_rate
+        for r in runs
+        if (r.problem, r.technique, r.seed) == (first.problem, first.technique, first.seed)
+    ]
+    return len(strengths) > 1 and first.learning_rate in (min(strengths), max(strengths))
 
 
 def _quoted(record):
@@ -161,100 +197,153 @@ def _quoted(record):
 def headline(runs: list[Record]) -> str:
     """Says what each chosen technique changed in either robustness, against none."""
     found = chosen(runs)
-    if "none" not in found or len(found) < 2:
-        return f"{', '.join(found)} on {runs[0].settings}."
-    verdicts: dict[str, list[str]] = {}
-    for name, group in found.items():
-        if name == "none" or len(group) != len(found["none"]):
-            continue
-        signs = []
-        for sense in ("inputs", "parameters"):
-            pairs = ([_quoted(r)[sense] for r in g] for g in (group, found["none"]))
-            change = stats.paired_difference(*pairs)
-            sign = "up" if change.estimate > 0 else "down"
-            signs.append(f"{sense} {sign}" if change.excludes_zero else f"{sense} unchanged")
-        verdicts.setdefault(", ".join(signs), []).append(name)
-    told = "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in verdicts.items())
+    problems = list(dict.fromkeys(problem for problem, _ in found))
+    told = []
+    for problem in problems:
+        none = found.get((problem, "none"))
+        verdicts: dict[str, list[str]] = {}
+        for (on, name), group in found.items():
+            if on == problem and name != "none" and none and len(group) == len(none) > 1:
+                verdicts.setdefault(_verdict(group, none), []).append(name)
+        texts = [f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items()]
+        if texts:
+            told.append(f"{problem}: {'; '.join(texts)}.")
+    if not told:
+        names = dict.fromkeys(name for _, name in found)
+        return f"{', '.join(names)} on {runs[0].settings}."
     return (
         f"Accuracy under PGD of radius {QUOTED_RADIUS:g} (inputs) and under parameter noise "
-        f"{QUOTED_SCALE:g} (parameters), against no regularisation, paired by seed at 95 %: {told}."
+        f"{QUOTED_SCALE:g} (parameters), against no regularisation, paired by seed at 95 %. {' '.join(told)}"
     )
 
 
+def _verdict(group, none):
+    signs = []
+    for sense in ("inputs", "parameters"):
+        change = stats.paired_difference(*([_quoted(r)[sense] for r in g] for g in (group, none)))
+        sign = "up" if change.estimate > 0 else "down"
+        signs.append(f"{sense} {sign if change.excludes_zero else 'unchanged'}")
+    return ", ".join(signs)
+
+
 def _figures(runs):
-    found = chosen(runs)
-    names = list(found)
-    rows = [
-        {"technique": name, "seed": r.seed} | _quoted(r)
-        for name, group in found.items()
-        for r in group
-    ]
-    colour = alt.Color("technique:N", sort=names, scale=alt.Scale(domain=names, scheme="tableau10"))
-    base = alt.Chart(alt.Data(values=rows)).encode(color=colour)
-    axes = {
-        "x": alt.X("parameters:Q", title=f"accuracy % at parameter noise {QUOTED_SCALE:g}").scale(
-            zero=False
-        ),
-        "y": alt.Y("inputs:Q", title=f"accuracy % under PGD of radius {QUOTED_RADIUS:g}").scale(
-            zero=False
-        ),
-    }
-    means = {name: f"mean({axis.shorthand.removesuffix(':Q')}):Q" for name, axis in axes.items()}
-    agreement = base.mark_circle(opacity=0.4).encode(**axes) + base.mark_point(
-        shape="diamond", size=160, filled=True
-    ).encode(x=alt.X(means["x"]), y=alt.Y(means["y"]))
+    names = list(dict.fromkeys(r.technique for r in runs))
+    problems = list(dict.fromkeys(r.problem for r in runs))
+    style = figures.named_style(names)
     return [
         Figure(
             "agreement",
             "Where the two senses of robustness agree, and where they part",
-            "Each technique at its chosen strength; a dot is a seed, a diamond the mean. Up is more robust to the "
-            "inputs, right to the parameters: what lies up and left of `none` buys the one with the other.",
-            agreement.properties(width=420, height=320),
+            "A line follows a technique from its weakest strength on, while it costs at most "
+            f"{100 * SHOWN:g} points of validation accuracy, a dot the mean over the seeds; a diamond is the chosen "
+            "strength, its cross the least and the greatest seed. The dashed lines meet at `none`. Up and right of it "
+            "both senses agree; up and left, a technique buys robustness to the inputs with that to the parameters.",
+            alt.hconcat(*(_agreement(runs, problem, style[0]) for problem in problems)),
         ),
         Figure(
             "curves",
             "Accuracy against the radius of the attack, and against the scale of the noise",
             "Mean over the seeds, at the chosen strengths.",
-            alt.hconcat(
-                _curve(found, "pgd_accuracy", RADII, "radius of PGD, maximum norm", colour),
-                _curve(
-                    found, "noise_accuracy", NOISE_SCALES, "scale of the parameter noise", colour
-                ),
-            ),
+            alt.vconcat(*(_curves(runs, problem, style) for problem in problems)),
         ),
     ]
 
 
-def _curve(found, measure, xs, title, colour):
+def _agreement(runs, problem, colour):
+    found = {name: group for (on, name), group in chosen(runs).items() if on == problem}
+    paths = []
+    for (on, name), candidates in by_technique(runs).items():
+        if on == problem:
+            best = max(map(validated, candidates))
+            shown = [group for group in candidates if validated(group) >= best - SHOWN]
+            paths += [_mean_row(name, group) | {"order": i} for i, group in enumerate(shown)]
+    marks = [_mean_row(name, group) | _ends(group) for name, group in found.items()]
+    axis = alt.Axis(tickCount=6)
+    x = alt.X("parameters:Q", title=f"accuracy % at parameter noise {QUOTED_SCALE:g}", axis=axis)
+    y = alt.Y("inputs:Q", title=f"accuracy % under PGD of radius {QUOTED_RADIUS:g}")
+    tooltip = ["label:N", "strength:Q", "parameters:Q", "inputs:Q", "accuracy:Q"]
+    path = (
+        alt.Chart(alt.Data(values=paths))
+        .mark_line(point=alt.OverlayMarkDef(size=18), strokeWidth=1, opacity=0.6)
+        .encode(x=x.scale(zero=False), y=y.scale(zero=False), color=colour, order="order:Q")
+    )
+    base = alt.Chart(alt.Data(values=marks)).encode(color=colour, tooltip=tooltip)
+    layers = [
+        path,
+        base.mark_rule(opacity=0.5).encode(x="parameters_low:Q", x2="parameters_high:Q", y=y),
+        base.mark_rule(opacity=0.5).encode(y="inputs_low:Q", y2="inputs_high:Q", x=x),
+        base.mark_point(shape="diamond", size=150, filled=True, opacity=1).encode(x=x, y=y),
+        base.mark_text(align="left", dx=9, dy=-9, fontSize=11).encode(x=x, y=y, text="label:N"),
+    ]
+    if "none" in found:
+        none = alt.Chart(alt.Data(values=[_mean_row("none", found["none"])]))
+        cross = {"color": "#777", "strokeDash": [4, 3]}
+        layers = [none.mark_rule(**cross).encode(x=x), none.mark_rule(**cross).encode(y=y), *layers]
+    return alt.layer(*layers).properties(width=470, height=370, title=problem)
+
+
+def _mean_row(name, group):
+    means = {
+        sense: statistics.fmean(_quoted(r)[sense] for r in group) for sense in _quoted(group[0])
+    }
+    accuracy = 100 * statistics.fmean(r.final["test_accuracy"] for r in group)
+    return {"label": name, "strength": group[0].learning_rate, "accuracy": accuracy} | means
+
+
+def _ends(group):
+    return {
+        f"{sense}_{end}": pick(_quoted(r)[sense] for r in group)
+        for sense in _quoted(group[0])
+        for end, pick in (("low", min), ("high", max))
+    }
+
+
+def _curves(runs, problem, style):
+    found = {name: group for (on, name), group in chosen(runs).items() if on == problem}
+    return alt.hconcat(
+        _curve(found, "pgd_accuracy", RADII, f"{problem}: radius of PGD, maximum norm", style),
+        _curve(
+            found, "noise_accuracy", NOISE_SCALES, f"{problem}: scale of the parameter noise", style
+        ),
+    )
+
+
+def _curve(found, measure, xs, title, style):
+    colour, dash = style
     rows = [
-        {
-            "technique": name,
-            "x": x,
-            "accuracy": statistics.fmean(r.final[measure][i] for r in group),
-        }
+        {"label": name, "x": x, "y": statistics.fmean(r.final[measure][i] for r in group)}
         for name, group in found.items()
         for i, x in enumerate(xs)
     ]
     return (
         alt.Chart(alt.Data(values=rows))
-        .mark_line(point=True)
+        .mark_line(strokeWidth=1.8)
         .encode(
             x=alt.X("x:Q", title=title),
-            y=alt.Y("accuracy:Q", title="test accuracy").scale(zero=False),
+            y=alt.Y("y:Q", title="test accuracy").scale(zero=False),
             color=colour,
+            strokeDash=dash,
+            tooltip=["label:N", "x:Q", "y:Q"],
         )
-        .properties(width=330, height=280)
+        .properties(width=figures.WIDTH, height=figures.HEIGHT)
     )
 
 
 def _at_chosen(measure, form):
     def cell(group, runs):
-        selected = chosen(runs).get(group[0].technique)
+        selected = chosen(runs).get((group[0].problem, group[0].technique))
         if selected is None:
             return "diverged"
         return form.format(statistics.fmean(measure(r) for r in selected))
 
     return cell
+
+
+def _strength(group, runs):
+    selected = chosen(runs).get((group[0].problem, group[0].technique))
+    if selected is None:
+        return "diverged"
+    return f"{selected[0].learning_rate:.3g}{END if is_at_end(selected, runs) else ''}"
 
 
 def _column(title, about, measure, form="{:.1f}"):
@@ -271,7 +360,9 @@ EXPERIMENT = Experiment(
     problems=_problems,
     entries=[Entry(technique) for technique in TECHNIQUES],
     columns=[
-        _column("strength", "chosen on the validation split", lambda r: r.learning_rate, "{:.3g}"),
+        Column(
+            "strength", f"chosen on the validation split; {END} at an end of its grid", _strength
+        ),
         _column(
             "test accuracy %",
             "at the end, mean over the seeds",

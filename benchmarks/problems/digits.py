@@ -1,5 +1,6 @@
 """Scikit-learn's bundled digits: 1,797 images of 8 by 8 pixels; nothing to download."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +20,14 @@ def mlp(
     *,
     num_train: int = 600,
     widths: tuple[int, ...] = (128, 128),
+    activation: Callable = nnx.tanh,
     batch_size: int = 32,
     epochs: int = 100,
 ) -> Problem:
     """A tanh classifier; smooth, since the theory of implicit regularisation fails at kinks."""
     del data_dir
-    model = partial(MLP, (64, *widths, 10), nnx.tanh)
-    about = f"MLP 64-{'-'.join(map(str, widths))}-10 (tanh)"
+    model = partial(MLP, (64, *widths, 10), activation)
+    about = f"MLP 64-{'-'.join(map(str, widths))}-10 ({activation.__name__})"
     return _problem("digits", model, about, num_train, batch_size, epochs)
 
 

@@ -41,6 +41,7 @@ class Problem:
       curvature_batch_size: the number of examples that curvature is measured on.
       overlap: the fraction of a batch that it shares with the previous one, where one asks for it.
       sampling: `shuffled` epochs or `with_replacement`.
+      shift: `(batch, step) -> batch`: what becomes of a batch at a step, where the distribution changes in mid-run.
       about: one sentence for the report.
     """
 
@@ -59,6 +60,7 @@ class Problem:
     curvature_batch_size: int | None = None
     overlap: float = 0.25
     sampling: str = "shuffled"
+    shift: Callable[[Any, chex.Array], Any] | None = None
     about: str = ""
 
     @property
@@ -76,6 +78,13 @@ class Problem:
     def replace(self, **changes: Any) -> "Problem":
         """Returns the same problem with some attributes changed."""
         return dataclasses.replace(self, **changes)
+
+    def measuring(self, *names: str) -> "Problem":
+        """Returns the problem with these of its measures alone, on the curve and at the end."""
+        return self.replace(
+            measures={name: m for name, m in self.measures.items() if name in names},
+            final_measures={name: m for name, m in self.final_measures.items() if name in names},
+        )
 
     def steps(self, epochs: float) -> int:
         """Returns the number of steps that make so many epochs."""

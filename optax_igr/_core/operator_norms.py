@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from optax_igr._core import trees
+from optax_igr._core import spectral_clip, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.operators import Operator
 
@@ -121,9 +121,9 @@ def clip_singular_values(operator: Operator, weight: jax.Array, radius: Scalar) 
         matrices, pull_back = jax.vjp(lambda w: operator.blocks(w).matrices, weight)
         blocks = operator.blocks(weight)
         multiplicity = _multiplicity(blocks)
-        left, values, right = jnp.linalg.svd(matrices, full_matrices=False)
-        clipped = jnp.minimum(values, jnp.asarray(radius, values.dtype))
-        clipped = jnp.matmul(left * clipped[..., None, :], right, precision=_HIGHEST)
+        clipped = spectral_clip.clip_singular_values(
+            matrices, jnp.asarray(radius, matrices.real.dtype)
+        )
         weighted = multiplicity * clipped
         # The map to the blocks is an isometry but for this factor, so its adjoint inverts it.
         return (_adjoint(pull_back, weighted) / blocks.num_places,)

@@ -1,9 +1,9 @@
 """In which direction: Newton-CG, stochastic and multi-batch L-BFGS, and variance reduction."""
 
+from optax_igr.curvature.batches import overlapping_batches as overlapping_batches
 from optax_igr.curvature.lbfgs_memory import LBFGSMemory as LBFGSMemory
 from optax_igr.curvature.multibatch_lbfgs import MultibatchLBFGSState as MultibatchLBFGSState
 from optax_igr.curvature.multibatch_lbfgs import multibatch_lbfgs as multibatch_lbfgs
-from optax_igr.curvature.multibatch_lbfgs import overlapping_batches as overlapping_batches
 from optax_igr.curvature.multibatch_lbfgs import (
     scale_by_multibatch_lbfgs as scale_by_multibatch_lbfgs,
 )

@@ -35,30 +35,16 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
 from optax_igr._core import hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
-
-FORMS = ("two_loop", "gram")
-
-
-class LBFGSMemory(NamedTuple):
-    """The last pairs and their inner products.
-
-    Attributes:
-      steps: s, a tree like the parameters with a leading axis of M slots.
-      gradient_changes: y, likewise.
-      products: the inner products of [S; Y] among themselves, [2M, 2M].
-      pair_count: how many pairs were accepted; the next one goes to this slot, modulo M.
-      rejected_count: how many were rejected.
-    """
-
-    steps: chex.ArrayTree
-    gradient_changes: chex.ArrayTree
-    products: jax.Array
-    pair_count: jax.Array
-    rejected_count: jax.Array
+from optax_igr.curvature import pair_ring
+from optax_igr.curvature.bfgs_products import FORMS as FORMS
+from optax_igr.curvature.bfgs_products import apply as apply
+from optax_igr.curvature.bfgs_products import apply_and_next_slot as apply_and_next_slot
+from optax_igr.curvature.bfgs_products import apply_inverse as apply_inverse
+from optax_igr.curvature.pair_ring import LBFGSMemory as LBFGSMemory
+from optax_igr.curvature.pair_ring import init as init
 
 
 class MemoryOptions(NamedTuple):
@@ -83,29 +69,6 @@ class MemoryOptions(NamedTuple):
                 f"{transform}: `history_dtype` must be a real floating dtype or None, "
                 f"got {self.history_dtype!r}."
             )
-
-
-def init(params: chex.ArrayTree, memory_size: int, history_dtype: Any = None) -> LBFGSMemory:
-    """Makes an empty memory, whose histories are sharded like the parameters.
-
-    Args:
-      params: floating or complex leaves; only their shapes, dtypes and shardings matter.
-      memory_size: M, the number of slots.
-      history_dtype: of the pairs; None means float32, or float64 where the parameter is.
-    """
-
-    def history():
-        return jax.tree.map(lambda p: _slots(p, memory_size, history_dtype), params)
-
-    widest = [jnp.finfo(trees.widened(p.dtype)).dtype for p in jax.tree.leaves(params)]
-    size = 2 * memory_size
-    return LBFGSMemory(
-        steps=history(),
-        gradient_changes=history(),
-        products=jnp.zeros([size, size], jnp.result_type(jnp.float32, *widest)),
-        pair_count=jnp.zeros([], jnp.int32),
-        rejected_count=jnp.zeros([], jnp.int32),
-    )
 
 
 def push(
@@ -145,69 +108,37 @@ def push_if(
     *,
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
+    slot: jax.Array | None = None,
 ) -> LBFGSMemory:
-    """Makes a pair and pushes it where the condition holds, under `jax.lax.cond`; see :func:`push`."""
+    """Makes a pair and pushes it where the condition holds, under `jax.lax.cond`; see :func:`push`.
+
+    Args:
+      condition: whether a pair is due.
+      memory: the memory so far.
+      make_pair: returns s and y.
+      min_cosine: as in :func:`push`.
+      powell_damping: as in :func:`push`.
+      slot: that of :func:`apply_and_next_slot`, where the memory is multiplied by before the pair is pushed: then the
+        histories are written in place after they have been read.
+    """
 
     def offered():
         return _entry(memory, *make_pair(), min_cosine, powell_damping)
 
     def none():
         counts = jnp.zeros([], bool), jnp.zeros([], bool)
-        return (*_oldest(memory), memory.products, *counts)
+        return (*pair_ring.oldest_pair(memory), memory.products, *counts)
 
     # What leaves the branch is what a pair changes, not the histories: those would be copied, in either branch.
     step, change, products, accepted, rejected = jax.lax.cond(condition, offered, none)
-    slot = memory.pair_count % _size(memory)
+    slot = pair_ring.next_slot(memory) if slot is None else slot
     return LBFGSMemory(
-        steps=_set(memory.steps, step, slot),
-        gradient_changes=_set(memory.gradient_changes, change, slot),
+        steps=pair_ring.with_slot(memory.steps, step, slot),
+        gradient_changes=pair_ring.with_slot(memory.gradient_changes, change, slot),
         products=products,
         pair_count=memory.pair_count + accepted.astype(jnp.int32),
         rejected_count=memory.rejected_count + rejected.astype(jnp.int32),
     )
-
-
-def apply(memory: LBFGSMemory, vector: chex.ArrayTree, form: str = "two_loop") -> chex.ArrayTree:
-    """Returns the product of H and a vector, in float32 or wider; the vector itself from an empty memory.
-
-    Args:
-      memory: the pairs.
-      vector: a tree like the parameters.
-      form: `two_loop` or `gram`.
-    """
-    form_of = {"two_loop": _two_loop, "gram": _gram}
-    return form_of[form](memory, trees.widen(vector))
-
-
-def apply_inverse(memory: LBFGSMemory, vector: chex.ArrayTree) -> chex.ArrayTree:
-    r"""Returns the product of :math:`B = H^{-1}` and a vector, in float32 or wider.
-
-    .. math::
-      B = \sigma I - \begin{pmatrix} \sigma S & Y \end{pmatrix}
-      \begin{pmatrix} \sigma S^\top S & L \\ L^\top & -D \end{pmatrix}^{-1}
-      \begin{pmatrix} \sigma S^\top \\ Y^\top \end{pmatrix}, \qquad \sigma = 1/\gamma,
-
-    where D is the diagonal of :math:`S^\top Y` and L its part in which the step is newer than the change.
-    """
-    vector = trees.widen(vector)
-    order, filled = _newest_first(memory)
-    size, sigma = _size(memory), 1 / _initial_scale(memory)
-    both = jnp.concatenate([order, size + order])
-    is_filled = jnp.concatenate([filled, filled])
-    products = memory.products[both[:, None], both[None, :]]
-    newer = jnp.triu(products[:size, size:], 1)
-    diagonal = jnp.diag(jnp.diag(products[:size, size:]))
-    middle = jnp.block([[sigma * products[:size, :size], newer], [newer.T, -diagonal]])
-    middle = jnp.where(
-        is_filled[:, None] & is_filled[None, :], middle, jnp.eye(2 * size, dtype=middle.dtype)
-    )
-    # Steps of very different length would make this system look singular in float32.
-    unit = 1 / jnp.sqrt(jnp.abs(jnp.diag(middle)))
-    factors = jnp.where(jnp.arange(2 * size) < size, sigma, 1)
-    right = factors * _products_with(memory, vector)[both]
-    solved = unit * jnp.linalg.solve(unit[:, None] * middle * unit[None, :], unit * right)
-    coefficients = jnp.zeros_like(solved).at[both].set(-factors * solved)
-    return trees.add(trees.scale(sigma, vector), _combine(memory, coefficients, vector))
 
 
 def damped_gradient_change(
@@ -243,47 +174,6 @@ def damped_gradient_change(
     )
 
 
-def _two_loop(memory, vector):
-    order, filled = _newest_first(memory)
-    curvatures = jnp.diagonal(memory.products, _size(memory))
-    inverse_curvatures = jnp.where(filled, 1 / jnp.where(filled, curvatures[order], 1), 0)
-
-    def to_older(vector, pair):
-        slot, inverse_curvature = pair
-        alpha = inverse_curvature * trees.inner_product(_pair(memory.steps, slot), vector)
-        return _add_scaled(vector, -alpha, _pair(memory.gradient_changes, slot)), alpha
-
-    def to_newer(vector, pair):
-        slot, inverse_curvature, alpha = pair
-        change = _pair(memory.gradient_changes, slot)
-        beta = inverse_curvature * trees.inner_product(change, vector)
-        return _add_scaled(vector, alpha - beta, _pair(memory.steps, slot)), None
-
-    vector, alphas = jax.lax.scan(to_older, vector, (order, inverse_curvatures))
-    vector = trees.scale(_initial_scale(memory), vector)
-    pairs = (order, inverse_curvatures, alphas)
-    return jax.lax.scan(to_newer, vector, pairs, reverse=True)[0]
-
-
-def _gram(memory, vector):
-    order, filled = _newest_first(memory)
-    size, gamma = _size(memory), _initial_scale(memory)
-    both_filled = filled[:, None] & filled[None, :]
-    step_change = memory.products[order[:, None], size + order[None, :]]
-    step_change = jnp.where(both_filled, step_change, jnp.eye(size, dtype=step_change.dtype))
-    change_change = memory.products[size + order[:, None], size + order[None, :]]
-    products = _products_with(memory, vector)
-    # Newest first, a pair meets what the newer ones left: the two loops are two triangular solves.
-    older = jnp.tril(step_change)
-    alphas = solve_triangular(older, products[order], lower=True)
-    at_oldest = products[size + order] - jnp.sum(change_change * alphas[None, :], axis=1)
-    right = jnp.diagonal(step_change) * alphas - gamma * at_oldest
-    deltas = solve_triangular(older, right, lower=True, trans=1)
-    coefficients = jnp.zeros_like(products)
-    coefficients = coefficients.at[order].set(deltas).at[size + order].set(-gamma * alphas)
-    return trees.add(trees.scale(gamma, vector), _combine(memory, coefficients, vector))
-
-
 def _entry(memory, step, gradient_change, min_cosine, powell_damping):
     """Returns what the oldest slot and the products become, and whether the pair is accepted or rejected."""
     if powell_damping is not None:
@@ -291,24 +181,25 @@ def _entry(memory, step, gradient_change, min_cosine, powell_damping):
         damped = damped_gradient_change(step, gradient_change, curved, powell_damping)
         gradient_change = _where(memory.pair_count > 0, damped, trees.widen(gradient_change))
     # What is judged, and what the products are made of, is the pair as it is stored.
-    step = _cast_to_history(step, memory.steps)
-    gradient_change = _cast_to_history(gradient_change, memory.gradient_changes)
+    step = pair_ring.cast_to_history(step, memory.steps)
+    gradient_change = pair_ring.cast_to_history(gradient_change, memory.gradient_changes)
     squared_step, curvature, squared_change = (
         trees.inner_product(*pair).astype(memory.products.dtype)
         for pair in ((step, step), (step, gradient_change), (gradient_change, gradient_change))
     )
     accepted = _is_acceptable(squared_step, curvature, squared_change, min_cosine)
 
-    slot = memory.pair_count % _size(memory)
-    other = _size(memory) + slot
+    slot = pair_ring.next_slot(memory)
+    other = pair_ring.num_slots(memory) + slot
     products = memory.products
     for index, vector, with_step, with_change in (
         (slot, step, squared_step, curvature),
         (other, gradient_change, curvature, squared_change),
     ):
-        row = _products_with(memory, vector).at[slot].set(with_step).at[other].set(with_change)
+        row = pair_ring.products_with(memory, vector)
+        row = row.at[slot].set(with_step).at[other].set(with_change)
         products = products.at[index, :].set(row).at[:, index].set(row)
-    old_step, old_change = _oldest(memory)
+    old_step, old_change = pair_ring.oldest_pair(memory)
     return (
         _where(accepted, step, old_step),
         _where(accepted, gradient_change, old_change),
@@ -325,89 +216,5 @@ def _is_acceptable(squared_step, curvature, squared_change, min_cosine):
     return is_positive & jnp.all(jnp.isfinite(numbers)) & (squared_change > 0)
 
 
-def _oldest(memory):
-    slot = memory.pair_count % _size(memory)
-    return _pair(memory.steps, slot), _pair(memory.gradient_changes, slot)
-
-
-def _initial_scale(memory):
-    newest = _size(memory) + (memory.pair_count - 1) % _size(memory)
-    curvature = memory.products[newest - _size(memory), newest]
-    squared = memory.products[newest, newest]
-    is_empty = memory.pair_count == 0
-    return jnp.where(is_empty, 1, curvature / jnp.where(is_empty, 1, squared))
-
-
-def _newest_first(memory):
-    ages = jnp.arange(_size(memory))
-    return (memory.pair_count - 1 - ages) % _size(memory), ages < memory.pair_count
-
-
-def _size(memory):
-    return memory.products.shape[0] // 2
-
-
-def _slots(leaf, memory_size, dtype):
-    dtype = trees.widened(leaf.dtype) if dtype is None else dtype
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        dtype = jnp.promote_types(dtype, jnp.complex64)
-    # From the leaf itself, so that every slot is sharded as the leaf is.
-    zeros = jnp.zeros_like(leaf, dtype=dtype)
-    return jnp.broadcast_to(zeros[None], (memory_size, *zeros.shape))
-
-
-def _cast_to_history(tree, history):
-    return jax.tree.map(lambda x, h: x.astype(h.dtype), tree, history)
-
-
-def _pair(history, slot):
-    return jax.tree.map(
-        lambda h: jax.lax.dynamic_index_in_dim(h, slot, axis=0, keepdims=False), history
-    )
-
-
-def _set(history, tree, slot):
-    return jax.tree.map(
-        lambda h, x: jax.lax.dynamic_update_index_in_dim(h, x, slot, axis=0), history, tree
-    )
-
-
 def _where(condition, x, y):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
-
-
-def _add_scaled(vector, factor, history):
-    def leaf(v, h):
-        return v + factor.astype(jnp.finfo(v.dtype).dtype) * h.astype(v.dtype)
-
-    return jax.tree.map(leaf, vector, history)
-
-
-def _products_with(memory, vector):
-    """Returns the inner products of [S; Y] with a vector, [2M]."""
-
-    def leaf(history, v):
-        dtype = jnp.promote_types(trees.widened(history.dtype), trees.widened(v.dtype))
-        entries = jnp.real(history.astype(dtype).conj() * v.astype(dtype)[None])
-        return jnp.sum(entries, axis=range(1, entries.ndim)).astype(memory.products.dtype)
-
-    def with_history(history):
-        zeros = jnp.zeros([_size(memory)], memory.products.dtype)
-        return sum(jax.tree.leaves(jax.tree.map(leaf, history, vector)), zeros)
-
-    return jnp.concatenate([with_history(memory.steps), with_history(memory.gradient_changes)])
-
-
-def _combine(memory, coefficients, vector):
-    r"""Returns :math:`\sum_i c_i s_i + \sum_i c_{M+i} y_i` in the dtypes of `vector`."""
-
-    def leaf(steps, changes, v):
-        def combine(history, c):
-            c = jnp.expand_dims(c.astype(jnp.finfo(v.dtype).dtype), range(1, history.ndim))
-            # A contraction by `dot` would round to bfloat16 or TF32 on accelerators.
-            return jnp.sum(c * history.astype(v.dtype), axis=0)
-
-        size = _size(memory)
-        return combine(steps, coefficients[:size]) + combine(changes, coefficients[size:])
-
-    return jax.tree.map(leaf, memory.steps, memory.gradient_changes, vector)

@@ -6,12 +6,7 @@ where C is the Hessian or the Gauss-Newton matrix :math:`J^\top H_\ell J`, seen 
 A solve ends when the residual is `tolerance` times the gradient, after `max_steps` products, or (Steihaug) at a
 direction of negative curvature, before which every iterate descends; each product costs about two gradients.
 
-The damping :math:`\lambda` follows Levenberg and Marquardt. With the decrease that the model predicts,
-
-.. math::
-  \rho = \frac{L(\theta) - L(\theta - d)}{g^\top d - \frac12 d^\top C d}, \qquad
-  \lambda \leftarrow \tfrac32 \lambda \text{ if } \rho < \tfrac14, \qquad
-  \lambda \leftarrow \tfrac23 \lambda \text{ if } \rho > \tfrac34 .
+The damping :math:`\lambda` follows Levenberg and Marquardt: see `levenberg_marquardt`.
 
 References:
   Steihaug, `The Conjugate Gradient Method and Trust Regions in Large Scale Optimization
@@ -29,10 +24,10 @@ from jax.typing import ArrayLike
 
 from optax_igr._core import derivatives, extra_args, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
+from optax_igr.curvature import levenberg_marquardt
+from optax_igr.curvature.conjugate_gradient import truncated_cg
 
 CURVATURES = ("hessian", "gauss_newton")
-# The damping stays within these multiples of where it started: it must not underflow to zero for ever.
-_DAMPING_RANGE = (1e-8, 1e8)
 
 
 class NewtonCGState(NamedTuple):
@@ -53,79 +48,6 @@ class NewtonCGState(NamedTuple):
     num_products: ArrayLike
     met_negative_curvature: ArrayLike
     reduction_ratio: chex.Array
-
-
-class Solution(NamedTuple):
-    """An approximate solution x of A x = b, its residual b - A x, and how the solve went."""
-
-    x: chex.ArrayTree
-    residual: chex.ArrayTree
-    num_products: chex.Array
-    met_negative_curvature: chex.Array
-
-
-def truncated_cg(
-    operator: derivatives.Operator,
-    b: chex.ArrayTree,
-    start: chex.ArrayTree | None = None,
-    *,
-    max_steps: int,
-    tolerance: Scalar,
-) -> Solution:
-    r"""Solves :math:`Ax = b` by conjugate gradients up to the first direction of negative curvature.
-
-    Args:
-      operator: :math:`v \mapsto Av`, symmetric.
-      b: in float32 or wider.
-      start: a direction along which the solve begins, at the minimiser of the model (zero where it has none); None
-        saves its product.
-      max_steps: the largest number of conjugate gradient steps.
-      tolerance: the residual to stop at, in units of b.
-
-    Returns:
-      The solution. It is b itself where negative curvature is met before anything else.
-    """
-    zeros = jax.tree.map(jnp.zeros_like, b)
-    x, residual, num_products = zeros, b, 0
-    if start is not None:
-        curved = operator(start)
-        curvature = trees.inner_product(start, curved)
-        along = trees.inner_product(start, b)
-        is_usable = (curvature > 0) & jnp.isfinite(along / jnp.where(curvature > 0, curvature, 1))
-        factor = jnp.where(is_usable, along / jnp.where(is_usable, curvature, 1), 0)
-        x = trees.scale(factor, start)
-        residual = jax.tree.map(
-            lambda r, c: r - jnp.where(is_usable, c, 0),
-            residual,
-            trees.scale(factor, curved),
-        )
-        num_products = 1
-    is_zero = trees.squared_norm(x) == 0
-    target = tolerance**2 * trees.squared_norm(b)
-
-    def is_unfinished(carry):
-        (*_, squared_residual), steps, met_negative = carry
-        return (steps < max_steps) & ~met_negative & (squared_residual > target)
-
-    def step(carry):
-        (x, residual, p, squared_residual), steps, _ = carry
-        curved = operator(p)
-        curvature = trees.inner_product(p, curved)
-        is_positive = curvature > 0
-        length = squared_residual / jnp.where(is_positive, curvature, 1)
-        # Nothing but b itself is known to descend where the very first curvature is negative.
-        fallback = jnp.where(is_zero & (steps == 0), 1, 0)
-        length = jnp.where(is_positive, length, fallback)
-        x = trees.add(x, trees.scale(length, p))
-        residual = trees.subtract(residual, trees.scale(length, curved))
-        new_squared = trees.squared_norm(residual)
-        p = trees.add(residual, trees.scale(new_squared / squared_residual, p))
-        return (x, residual, p, new_squared), steps + 1, ~is_positive
-
-    vectors = (x, residual, residual, trees.squared_norm(residual))
-    carry = (vectors, jnp.zeros([], jnp.int32), jnp.zeros([], bool))
-    vectors, steps, met_negative = jax.lax.while_loop(is_unfinished, step, carry)
-    return Solution(vectors[0], vectors[1], num_products + steps, met_negative)
 
 
 def scale_by_newton_cg(
@@ -234,23 +156,19 @@ def scale_by_newton_cg(
         direction = _descending(trees.scale(norm, solution.x), updates)
         new_damping, ratio = state.damping, state.reduction_ratio
         if is_damped:
-            squared_length = trees.squared_norm(solution.x)
-            curved = trees.inner_product(solution.x, trees.subtract(b, solution.residual))
-            model = trees.inner_product(b, solution.x) - curved / 2
-            predicted = norm**2 * (model + state.damping * squared_length / 2)
+            predicted = levenberg_marquardt.predicted_decrease(solution, b, state.damping, norm)
             value = loss_fn(params) if value is None else value
             stepped = jax.tree.map(
                 lambda p, d: (p.astype(d.dtype) - d).astype(p.dtype), params, direction
             )
-            new_damping, ratio = _adapted_damping(
+            new_damping, ratio = levenberg_marquardt.adapted_damping(
                 state.damping,
+                damping,
                 jnp.asarray(value, predicted.dtype),
                 loss_fn(stepped).astype(predicted.dtype),
                 predicted,
                 solution.met_negative_curvature,
             )
-            least, largest = (bound * damping for bound in _DAMPING_RANGE)
-            new_damping = jnp.clip(new_damping, least, largest).astype(jnp.float32)
         return trees.cast_like(direction, params), NewtonCGState(
             count=optax.safe_increment(state.count),
             damping=new_damping,
@@ -326,13 +244,3 @@ def _descending(direction: Any, gradient: Any) -> chex.ArrayTree:
     descends = trees.inner_product(direction, gradient) > 0
     is_good = descends & trees.all_finite(direction)
     return jax.tree.map(lambda d, g: jnp.where(is_good, d, g.astype(d.dtype)), direction, gradient)
-
-
-def _adapted_damping(damping, value, stepped_value, predicted, met_negative_curvature):
-    actual = value - stepped_value
-    ratio = actual / jnp.where(predicted == 0, 1, predicted)
-    # Below this the two losses differ by rounding alone, and the ratio says nothing.
-    rounding = 10 * jnp.finfo(predicted.dtype).eps * jnp.abs(value)
-    grow = jnp.where(ratio >= 0.25, 1.0, 1.5)
-    factor = jnp.where((ratio > 0.75) & ~met_negative_curvature, 2 / 3, grow)
-    return damping * jnp.where(jnp.abs(predicted) <= rounding, 1.0, factor), ratio

@@ -190,7 +190,7 @@ def stochastic_lbfgs(
         extra_args.require(transform, params=params, curvature_value_fn=curvature_value_fn)
         trees.check_like(transform, params, updates=updates)
         trees.check_state_like(transform, params, mean_params=state.mean_params)
-        direction = lbfgs_memory.apply(state.memory, updates, options.form)
+        direction, slot = lbfgs_memory.apply_and_next_slot(state.memory, updates, options.form)
         in_block = state.count % pair_interval
         mean = mean_with(state.mean_params, params, in_block)
         is_last = in_block == pair_interval - 1
@@ -200,6 +200,7 @@ def stochastic_lbfgs(
             lambda: averaged_pair(curvature_value_fn, mean, state.last_mean_params, params, hvp),
             min_cosine=options.min_cosine,
             powell_damping=options.powell_damping,
+            slot=slot,
         )
         last_mean = jax.tree.map(
             lambda new, old: jnp.where(is_last, new, old), mean, state.last_mean_params

@@ -15,41 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_igr._core.exponential import bounded
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry._domain import Axis
-
-# log 2 in two parts, the first of which times a small integer is exact in float32.
-_LOG_TWO = (0.693145751953125, 1.428606765330187e-06)
-_TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0)
-
-
-def expm1(x: jax.Array) -> jax.Array:
-    r"""Returns :math:`e^x - 1` without cancellation, for x clipped to what its dtype can hold.
-
-    In float32 it is :math:`2^k (e^r - 1) + (2^k - 1)` with :math:`x = k \log 2 + r`: `jnp.expm1` costs twice as much
-    on CPU, which would make the whole step slower than Adam.
-    """
-    if x.dtype != jnp.float32:
-        return jnp.expm1(x)
-    x = bounded(x, -87.0, 88.0)
-    k = jnp.round(x / math.log(2))
-    r = x - k * _LOG_TWO[0] - k * _LOG_TWO[1]
-    series = _TAYLOR[0] * r + _TAYLOR[1]
-    for coefficient in _TAYLOR[2:]:
-        series = series * r + coefficient
-    power = jax.lax.bitcast_convert_type((k.astype(jnp.int32) + 127) << 23, jnp.float32)
-    return power * (series * r) + (power - 1)
-
-
-def bounded(x: jax.Array, lowest: Any, highest: Any) -> jax.Array:
-    """Returns `jnp.clip(x, lowest, highest)` by selections, in the dtype of `x`.
-
-    They are cheaper than a minimum that passes NaN on; and XLA computes a `clip` that both the new state and the
-    update need twice, with a copy of the donated state.
-    """
-    lowest, highest = (jnp.asarray(bound, x.dtype) for bound in (lowest, highest))
-    x = jnp.where(x < lowest, lowest, x)
-    return jnp.where(x > highest, highest, x)
 
 
 def smallest(dtype: Any) -> float:
@@ -82,9 +50,10 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
     return x.astype(dtype)
 
 
-def reach(weight: jax.Array, dtype: Any) -> jax.Array:
-    """Returns how far an update in `dtype` may lower a wide `weight` that is to stay positive."""
-    return weight * (1 - float(jnp.finfo(dtype).eps)) - jnp.minimum(weight, smallest(dtype))
+def lowest_step(weight: jax.Array, dtype: Any) -> jax.Array:
+    """Returns the lowest update in `dtype` that leaves a wide positive `weight` positive; zero for a zero."""
+    kept = jnp.minimum(weight, smallest(dtype))
+    return kept - weight * (1 - float(jnp.finfo(dtype).eps))
 
 
 def land(weight: jax.Array, step: jax.Array, floor: Scalar = 0.0) -> jax.Array:
@@ -97,7 +66,7 @@ def land(weight: jax.Array, step: jax.Array, floor: Scalar = 0.0) -> jax.Array:
     """
     dtype = weight.dtype
     weight = weight.astype(step.dtype)
-    step = bounded(step, -reach(weight, dtype), largest(dtype) - weight)
+    step = bounded(step, lowest_step(weight, dtype), largest(dtype) - weight)
     if isinstance(floor, float) and floor == 0:
         return rounded(step, dtype)
     update = rounded(jnp.maximum(step, floor - weight), dtype)
@@ -121,30 +90,41 @@ def land_at(param: jax.Array, target: jax.Array) -> jax.Array:
 def land_on_simplex(param: jax.Array, target: jax.Array, *, axis: Axis, total: Scalar) -> jax.Array:
     """Returns the update to `target` that keeps every weight positive and, as it rounds, their sum `total`.
 
-    Rounding to nearest leaves the sum of any number of weights within half a unit in the last place of `total`; that
-    much is kept unless a step more than doubles the largest weight. In bfloat16 more would come on top: a weight that
-    falls below half of itself lands on its old spacing, one that falls further stays at the edge of its reach, and one
-    that more than doubles may meet a tie twice. Where they all land is known before the addition: the weights that do
-    not fall take up what those that do leave, and the largest what is left after rounding.
+    In float32 and wider the rounding of the single weights is what remains. In bfloat16 the sum may be wrong by one
+    unit in the last place below `total`, 2**-8 of it. A weight that falls below half of itself lands on its old
+    spacing, one that falls further stays at the edge of its reach, and one that more than doubles may meet a tie twice,
+    so that it reaches every other number alone. Where they all land is known before the addition: the weights that do
+    not fall take up what those that do leave, the largest what is left after rounding, and the next what is left then.
     """
     dtype, wide = param.dtype, param.astype(target.dtype)
     if dtype == target.dtype:
         return land(param, target - wide)
 
-    def landed(target: jax.Array) -> jax.Array:
-        return rounded(wide + land_at(param, target).astype(wide.dtype), dtype).astype(wide.dtype)
+    def landed(update: jax.Array) -> jax.Array:
+        return rounded(wide + update, dtype).astype(wide.dtype)
+
+    def update_to(target: jax.Array) -> jax.Array:
+        return land_at(param, target).astype(wide.dtype)
 
     # Compared so that a target which underflows falls too.
     falls = 2 * target < wide
-    edge = landed(jnp.maximum(target, wide - reach(wide, dtype)))
+    edge = landed(update_to(jnp.maximum(target, wide + lowest_step(wide, dtype))))
     fallen = jnp.sum(jnp.where(falls, edge, 0), axis, keepdims=True)
     others = jnp.sum(jnp.where(falls, 0, target), axis, keepdims=True)
     factor = (total - fallen) / jnp.where(others > 0, others, 1)
     lowest = jnp.minimum(wide, smallest(dtype))
-    target = landed(jnp.where(falls, edge, jnp.maximum(target * factor, lowest)))
+    update = update_to(jnp.where(falls, edge, jnp.maximum(target * factor, lowest)))
 
-    rest = total - jnp.sum(target, axis, keepdims=True)
-    largest_weight = jnp.max(target, axis, keepdims=True)
-    takes = (target == largest_weight) & (jnp.abs(rest) < largest_weight / 4)
-    num_taking = jnp.maximum(jnp.sum(takes, axis, keepdims=True), 1)
-    return land_at(param, jnp.where(takes, target + rest / num_taking, target))
+    has_taken = jnp.zeros(target.shape, bool)
+    for _ in range(2):
+        weight = landed(update)
+        rest = total - jnp.sum(weight, axis, keepdims=True)
+        candidates = jnp.where(has_taken | (weight < 4 * jnp.abs(rest)), 0, weight)
+        takes = (candidates > 0) & (candidates == jnp.max(candidates, axis, keepdims=True))
+        num_taking = jnp.maximum(jnp.sum(takes, axis, keepdims=True), 1)
+        corrected = rounded(update + jnp.where(takes, rest / num_taking, 0), dtype)
+        corrected = corrected.astype(wide.dtype)
+        left = total - jnp.sum(landed(corrected), axis, keepdims=True)
+        update = jnp.where(jnp.abs(left) < jnp.abs(rest), corrected, update)
+        has_taken |= takes
+    return rounded(update, dtype)

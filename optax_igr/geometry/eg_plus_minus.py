@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import extra_args, hyperparameters, trees
+from optax_igr._core import exponential, extra_args, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry import _domain, _landing
 from optax_igr.geometry.exponentiate_simplex import (
@@ -174,7 +174,7 @@ def _exponentiate_plus_minus(
         )
         updates = jax.tree.map(
             lambda p, positive, negative: _landing.land_at(
-                p, jnp.exp(positive) - jnp.exp(negative)
+                p, exponential.exp(positive) - exponential.exp(negative)
             ),
             params,
             log_positive,

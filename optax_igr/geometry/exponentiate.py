@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import extra_args, trees
+from optax_igr._core import exponential, extra_args, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry import _domain, _landing
 
@@ -37,7 +37,7 @@ def multiplicative_step(weight: jax.Array, exponent: jax.Array) -> jax.Array:
     It is taken as :math:`w\,m\,(m + 2)` with :math:`m = e^{u/2} - 1`: a tiny weight may be multiplied by
     more than the largest number.
     """
-    root = _landing.expm1(exponent / 2)
+    root = exponential.expm1(exponential.within_range(exponent / 2))
     return weight * root * (root + 2)
 
 
@@ -105,12 +105,11 @@ def exponentiate(
         del unused
         extra_args.require("exponentiate", params=params)
         _domain.check_update("exponentiate", params, updates)
-        if log_state:
-            _domain.check_state("exponentiate", params, log_weights=state.log_weights)
         exponents = finite_exponents(updates, params)
         if not log_state:
             steps = jax.tree.map(multiplicative_step, trees.widen(params), exponents)
             return jax.tree.map(lambda p, s: _landing.land(p, s, floor), params, steps), state
+        _domain.check_state("exponentiate", params, log_weights=state.log_weights)
         log_weights = jax.tree.map(
             lambda p, log, u: _landing.representable_log(log + u, p.dtype, floor),
             params,
@@ -118,7 +117,7 @@ def exponentiate(
             exponents,
         )
         updates = jax.tree.map(
-            lambda p, log: _landing.land(p, jnp.exp(log) - p.astype(log.dtype), floor),
+            lambda p, log: _landing.land(p, exponential.exp(log) - p.astype(log.dtype), floor),
             params,
             log_weights,
         )
@@ -138,10 +137,10 @@ def initial_log_weights(params: Any, floor: Scalar = 0.0) -> Any:
 
 
 def finite_exponents(updates: Any, params: Any) -> Any:
-    """Casts the updates to the wide dtype of the parameters, with zero where either is not finite."""
+    """Casts the updates to the wide dtype of the parameters, with zero where they are not finite."""
 
-    def exponent(weight: jax.Array, update: jax.Array) -> jax.Array:
-        update = update.astype(weight.dtype)
-        return jnp.where(jnp.isfinite(weight + update), update, 0)
+    def exponent(param: jax.Array, update: jax.Array) -> jax.Array:
+        update = update.astype(trees.widened(param.dtype))
+        return jnp.where(jnp.isfinite(update), update, 0)
 
-    return jax.tree.map(exponent, trees.widen(params), updates)
+    return jax.tree.map(exponent, params, updates)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import extra_args
+from optax_igr._core import exponential, extra_args
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry import _domain, _landing
 from optax_igr.geometry.exponentiate import finite_exponents
@@ -27,14 +27,15 @@ from optax_igr.geometry.exponentiate import finite_exponents
 def hypentropy_step(weight: jax.Array, exponent: jax.Array, beta: Scalar) -> jax.Array:
     r"""Returns :math:`\beta \sinh(\operatorname{arcsinh}(w / \beta) + u) - w` for float32 or wider arrays.
 
-    It is taken as :math:`w_+ (e^u - 1) - w_- (e^{-u} - 1)` with :math:`w_\pm = (\sqrt{w^2 + \beta^2} \pm w)/2`, where
+    It is taken as :math:`(e^u - 1) (w_+ + w_- e^{-u})` with :math:`w_\pm = (\sqrt{w^2 + \beta^2} \pm w)/2`, where
     nothing cancels: not a small step, nor one that brings a large weight back through zero.
     """
     larger = (jnp.sqrt(weight**2 + beta**2) + jnp.abs(weight)) / 2
-    smaller = (beta / 2) ** 2 / larger
     sign = jnp.where(weight < 0, -1, 1).astype(weight.dtype)
-    outward = sign * exponent
-    return sign * (larger * _landing.expm1(outward) - smaller * _landing.expm1(-outward))
+    outward = exponential.within_range(sign * exponent)
+    # One division for the two that give w_- and the inverse of e^u; its denominator may underflow, and may overflow.
+    shrunk = jnp.maximum(larger * exponential.exp(outward), float(jnp.finfo(weight.dtype).tiny))
+    return sign * (exponential.expm1(outward) * (larger + (beta / 2) ** 2 / shrunk))
 
 
 def exponentiate_hypentropy(beta: float = 1.0) -> optax.GradientTransformationExtraArgs:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import extra_args, hyperparameters, trees
+from optax_igr._core import exponential, extra_args, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry import _domain, _landing
 from optax_igr.geometry.exponentiate import initial_log_weights
@@ -192,7 +192,7 @@ def exponentiate_simplex(
             log_weights = jax.tree.map(
                 lambda p, log, u: moved(p, log, u, share), params, state.log_weights, updates
             )
-            weights = jax.tree.map(jnp.exp, log_weights)
+            weights = jax.tree.map(exponential.exp, log_weights)
         else:
             weights = jax.tree.map(lambda p, u: exponentiated(p, u, share), params, updates)
         updates = jax.tree.map(

@@ -84,6 +84,34 @@ def exponentiated_gradient(
       1.16E-01
       5.38E-02
 
+      A Flax model whose mixture of heads lives on the simplex while its other layers stay additive:
+
+      >>> from flax import nnx
+      >>> class Heads(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.linear = nnx.Linear(3, 4, rngs=rngs)
+      ...         self.mixture = nnx.Param(jnp.full(4, 0.25))
+      ...     def __call__(self, x):
+      ...         return jnp.tanh(self.linear(x)) @ self.mixture[...]
+      >>> model = Heads(nnx.Rngs(0))
+      >>> optimizer = optax.partition(
+      ...     {
+      ...         "simplex": optax_igr.exponentiated_gradient(0.5, domain="simplex"),
+      ...         "additive": optax.adam(0.01),
+      ...     },
+      ...     lambda params: jax.tree_util.tree_map_with_path(
+      ...         lambda path, _: "simplex" if "mixture" in jax.tree_util.keystr(path) else "additive",
+      ...         params,
+      ...     ),
+      ... )
+      >>> training = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+      >>> x = jax.random.normal(jax.random.key(0), (32, 3))
+      >>> for _ in range(50):
+      ...     grads = nnx.grad(lambda model: jnp.mean((model(x) - jnp.sin(x[:, 0])) ** 2))(model)
+      ...     _ = training.update(model, grads)
+      >>> print(f"{model.mixture[...].sum():.4f} {model.mixture[...].min() > 0}")
+      1.0000 True
+
     References:
       Kivinen, Warmuth, `Exponentiated Gradient versus Gradient Descent for Linear Predictors
       <https://doi.org/10.1006/inco.1996.2612>`_, 1997

@@ -26,7 +26,9 @@ def projection_spectral_ball(
 
     .. math:: W = U S V^* \;\mapsto\; U \min(S, c) V^*
 
-    It costs one singular value decomposition of each weight.
+    It takes no singular value decomposition but about 60 products of matrices of each weight's smaller side in float32
+    (100 in float64), and as many again for each factor of 4 by which the norm exceeds the radius. A weight in the ball
+    stays as it is, to the bit.
 
     Args:
       tree: the parameters. Biases, and whatever `operator` leaves alone, stay as they are.
@@ -45,7 +47,8 @@ def projection_spectral_ball(
 
     Examples:
       >>> import functools, jax.numpy as jnp, optax, optax_igr
-      >>> print(optax_igr.projection_spectral_ball(jnp.diag(jnp.array([3.0, 2.0, 0.5])), 1.0).diagonal())
+      >>> clipped = optax_igr.projection_spectral_ball(jnp.diag(jnp.array([3.0, 2.0, 0.5])), 1.0)
+      >>> print(clipped.diagonal().round(3))
       [1.  1.  0.5]
       >>> ball = functools.partial(optax_igr.projection_spectral_ball, radius=1.0)
       >>> optimizer = optax.chain(optax.adam(1e-3), optax_igr.keep_params_in(ball))

@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 
 
-def written_once(x: jax.Array) -> jax.Array:
-    """Returns x, a new leaf of the state from which others are computed.
+def written_once(x: jax.Array, *computed: jax.Array) -> jax.Array:
+    """Returns x, a new leaf of the state from which others are computed, written when the finite `computed` have been.
 
-    It stands behind a division, which XLA does not repeat in each consumer, by a one that XLA cannot know.
+    It stands behind a division, which XLA does not repeat in each consumer, by a one that XLA cannot know. That is made
+    of `computed`, of which one must have the shape of x, or of x itself, which must then be finite.
     """
-    return x / jnp.where(jnp.real(x) < jnp.inf, jnp.ones([], jnp.finfo(x.dtype).dtype), 2)
+    one = jnp.ones([], jnp.finfo(x.dtype).dtype)
+    for other in computed or (jnp.real(x),):
+        one = one + (0 * other).astype(one.dtype)
+    return x / one
 
 
 def after(x: jax.Array, computed: jax.Array) -> jax.Array:

@@ -74,6 +74,34 @@ def quadratic_model(
     )
 
 
+def checked_model(
+    transform: str,
+    params: Any,
+    updates: chex.ArrayTree,
+    grad: chex.ArrayTree | None,
+    value_fn: derivatives.ValueFn | None,
+    curvature_value_fn: derivatives.ValueFn | None,
+    hvp: str,
+    radius: hyperparameters.Scalar | None,
+) -> QuadraticModel:
+    """Returns the quadratic model along the updates of a transform, from its arguments as they came.
+
+    Without `grad` the gradient is derived from `value_fn`; H is that of `curvature_value_fn` where there is one.
+
+    Raises:
+      ValueError: naming the transform, for a missing argument or trees that do not agree.
+    """
+    extra_args.require(transform, params=params, value_fn=value_fn)
+    trees.check_like(transform, params, updates=updates)
+    assert value_fn is not None
+    gradient = (
+        derivatives.gradient(value_fn, params) if grad is None else trees.mask_like(grad, params)
+    )
+    trees.check_like(transform, params, grad=gradient)
+    curved = value_fn if curvature_value_fn is None else curvature_value_fn
+    return quadratic_model(curved, params, updates, gradient, hvp=hvp, radius=radius)
+
+
 def step_length(rule: str, model: QuadraticModel) -> jax.Array:
     r"""Returns the length :math:`\eta` of the step :math:`-\eta d`; it may be negative or not finite.
 
@@ -184,16 +212,15 @@ def scale_by_cauchy_step(
         **unused: Any,
     ):
         del unused
-        extra_args.require(name, params=params, value_fn=value_fn)
-        gradient = updates if grad is None else trees.mask_like(grad, params)
-        trees.check_like(name, params, updates=updates, grad=gradient)
-        model = quadratic_model(
-            value_fn if curvature_value_fn is None else curvature_value_fn,
+        model = checked_model(
+            name,
             params,
             updates,
-            gradient,
-            hvp=hvp,
-            radius=hyperparameters.optional_value_at(radius, state.count),
+            updates if grad is None else grad,
+            value_fn,
+            curvature_value_fn,
+            hvp,
+            hyperparameters.optional_value_at(radius, state.count),
         )
         length = step_length(rule, model)
         accepted = (model.slope > 0) & (model.curvature > 0) & jnp.isfinite(length) & (length > 0)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import derivatives, hyperparameters, trees
 from optax_igr.step_size import cauchy
 
 _NAME = "limit_by_curvature"
@@ -112,20 +112,15 @@ def limit_by_curvature(
         **unused: Any,
     ):
         del unused
-        extra_args.require(_NAME, params=params, value_fn=value_fn)
-        trees.check_like(_NAME, params, updates=updates)
-        if grad is None:
-            gradient = derivatives.gradient(value_fn, params)
-        else:
-            gradient = trees.mask_like(grad, params)
-            trees.check_like(_NAME, params, grad=gradient)
-        model = cauchy.quadratic_model(
-            value_fn if curvature_value_fn is None else curvature_value_fn,
+        model = cauchy.checked_model(
+            _NAME,
             params,
             updates,
-            gradient,
-            hvp=hvp,
-            radius=hyperparameters.optional_value_at(radius, state.count),
+            grad,
+            value_fn,
+            curvature_value_fn,
+            hvp,
+            hyperparameters.optional_value_at(radius, state.count),
         )
         descends = model.slope < 0
         ratio = jnp.where(descends, -model.curvature / jnp.where(descends, model.slope, -1), 0)

@@ -17,12 +17,11 @@ References:
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import exponential, hyperparameters, trees
 from optax_igr.step_size import buffers, gain, log_domain, scale
 
 _NAME = "egdd"
@@ -136,13 +135,13 @@ def egdd(
             hyperparameters.value_at(value, state.count)
             for value in (learning_rate, momentum, ema, gain_rate, scale_rate)
         )
-        # The previous step was minus the velocity.
+        # The previous step was minus the velocity, and every signal is odd in the step.
         log_scale = scale.next_log_scale(
             scale_signal,
             state.log_scale,
-            jax.tree.map(jnp.negative, state.velocity),
+            state.velocity,
             gradient,
-            scale_rate_now,
+            -scale_rate_now,
             0.0,
             scale_bounds,
         )
@@ -160,8 +159,8 @@ def egdd(
         def next_velocity(log_s, v, n, g):
             weight = jnp.asarray(momentum_now, n.dtype)
             g = jnp.where(jnp.isfinite(g), g, 0).astype(v.dtype)
-            moved = weight * v + jnp.asarray(rate, n.dtype) * (jnp.exp(n) * g)
-            return buffers.written_once(buffers.after(moved, log_s))
+            moved = weight * v + jnp.asarray(rate, n.dtype) * (exponential.exp(n) * g)
+            return buffers.written_once(moved, log_s, n)
 
         velocity = scale.map_scaled(next_velocity, log_scale, state.velocity, log_gain, updates)
         stepped = scale.map_scaled(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import exponential, hyperparameters, trees
 from optax_igr.step_size import buffers, log_domain
 
 _NAME = "scale_by_gain"
@@ -46,8 +46,8 @@ def gain_signal(signal: str, past: jax.Array, gradient: jax.Array) -> jax.Array:
     """
     if signal == "sign":
         # The product of two small numbers may be zero where the product of their signs is not.
-        past, gradient = jnp.sign(past), jnp.sign(gradient)
-        return jnp.sign(jnp.real(jnp.conj(past) * gradient))
+        agreement = jnp.real(jnp.conj(jnp.sign(past)) * jnp.sign(gradient))
+        return jnp.sign(agreement) if jnp.iscomplexobj(past) else agreement
     if signal == "normalized":
         past, gradient = trees.unit(past)[0], trees.unit(gradient)[0]
         return gradient.size * jnp.real(jnp.conj(past) * gradient)
@@ -164,7 +164,9 @@ def scale_by_gain(
             decay_now,
             bounds,
         )
-        scaled = jax.tree.map(lambda n, u: (jnp.exp(n) * u).astype(u.dtype), log_gain, updates)
+        scaled = jax.tree.map(
+            lambda n, u: (exponential.exp(n) * u).astype(u.dtype), log_gain, updates
+        )
         new_state = ScaleByGainState(
             count=optax.safe_increment(state.count),
             log_gain=log_gain,

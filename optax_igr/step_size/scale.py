@@ -26,64 +26,31 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_igr._core import extra_args, hyperparameters, trees
-from optax_igr.step_size import cauchy, log_domain
+from optax_igr.step_size import first_steps, log_domain
+from optax_igr.step_size.alignment import (
+    GRANULARITIES,
+    SIGNALS,
+    initial_log_scale,
+    map_scaled,
+    next_log_scale,
+)
 
 _NAME = "adapt_scale"
-
-SIGNALS = ("cosine", "sign", "product")
-GRANULARITIES = ("tree", "leaf")
-
-# The root mean square below which weights count as this large, so that zero weights can move (as in Adafactor).
-RMS_FLOOR = 1e-2
-
-# The updates among which the first one that is neither zero nor broken is looked for.
-ATTEMPTS = 100
-
-# How far the length of a step may exceed the longest one before it, from a measured first step on.
-GROWTH = 1.1
 
 
 class AdaptScaleState(NamedTuple):
     r"""The number of updates, :math:`\log s`, the inner optimizer's last updates and its state.
 
-    `awaits_first_step` says that the scale of the first step has not been measured yet, `longest_step` is the
-    largest :math:`\|s u\|` since.
+    With `ema` the last updates are the sum of all, with the weights :math:`\beta^k`. `measured_count` of the first
+    steps have been measured, `longest_step` is the largest :math:`\|s u\|` since.
     """
 
     count: ArrayLike
     log_scale: chex.ArrayTree
     previous_updates: chex.ArrayTree
-    awaits_first_step: ArrayLike
+    measured_count: ArrayLike
     longest_step: ArrayLike
     inner_state: optax.OptState
-
-
-def scale_signal(
-    signal: str,
-    step: chex.ArrayTree,
-    gradient: chex.ArrayTree,
-    scale: hyperparameters.Scalar = 1.0,
-) -> jax.Array:
-    r"""Returns what moves the log-scale up: how far a step :math:`s\,u` and the next gradient point apart.
-
-    :math:`-\langle s u, g \rangle` for `product`, its sign, or :math:`-\langle u, g \rangle / (\|u\| \|g\|)` for
-    `cosine`.
-    """
-    alignment = -trees.inner_product(step, gradient)
-    if signal == "sign":
-        return jnp.sign(alignment)
-    if signal == "cosine":
-        return divide(
-            divide(alignment, jnp.sqrt(trees.squared_norm(step))),
-            jnp.sqrt(trees.squared_norm(gradient)),
-        )
-    return scale * alignment
-
-
-def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Returns the quotient, and zero for a zero denominator; its derivative is finite there too."""
-    is_zero = denominator == 0
-    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
 
 
 def adapt_scale(
@@ -92,9 +59,11 @@ def adapt_scale(
     *,
     granularity: str = "tree",
     signal: str = "cosine",
+    ema: optax.ScalarOrSchedule = 0.0,
     decay: optax.ScalarOrSchedule = 0.0,
     bounds: log_domain.Bounds | None = None,
     first_step: str | None = None,
+    warmup_steps: int = 1,
     max_relative_update: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer and learns by how much its updates are to be scaled.
@@ -102,24 +71,23 @@ def adapt_scale(
     .. math:: \log s_t = (1 - \lambda) \log s_{t-1} - \gamma\,\frac{\langle u_{t-1}, g_t \rangle}{\|u_{t-1}\| \|g_t\|},
        \qquad \theta_{t+1} = \theta_t + s_t\,u_t
 
-    The cosine moves the log-scale by at most :math:`\gamma` a step and does not see the scale of the loss: from a
-    rate that is wrong by a factor f it needs at least :math:`|\ln f| / \gamma` steps, and from one far too large the
-    damage is done before. Two options are for that:
+    The cosine moves the log-scale by at most :math:`\gamma` a step and does not see the scale of the loss. From a
+    rate that is wrong by a factor f it needs at least :math:`|\ln f| / \gamma` steps, from one far too large the
+    damage is done before, and where batches are noisy single steps disagree already at rates that are several times
+    too small. Against these three:
 
-    - `first_step="cauchy"` sets the scale of the first step to the minimiser of the quadratic model along the inner
-      optimizer's own first update, :math:`|u^\top g| / |u^\top H u|`, from one Hessian-vector product.
+    - `first_step="cauchy"` sets the scale to the minimiser of the quadratic model along the inner optimizer's own
+      update, :math:`|u^\top g| / |u^\top H u|`, at the first step or as the least of `warmup_steps`: then the initial
+      rate cancels.
     - `max_relative_update` bounds :math:`\|s u\| / \|\theta\|` over the whole tree, and folds what it takes off into
       the scale.
+    - `ema` compares the gradient with the way of many steps. At 0.99 that is where a searched rate of Adam is.
 
     .. note::
-      Measured on scikit-learn's digits with a rate of 0.03, initial rates 1e-6 to 1e2. With a measured first step the
-      initial rate cancels, and the question is how good the method is: around Adam (batch 64, 600 steps, against Adam
-      under a cosine decay at its best rate) a training loss of 0.03 against 0.015 on logistic regression, 7e-4
-      against 5.5e-4 on a ReLU network of three layers, 2e-4 to 7e-3 against 7e-4 on one of seven. On the network of
-      three layers and batches of 16 it is weaker: 0.07 to 0.24 around Adam, and 0.08 to 1.3 around heavy ball, where a
-      constant rate of 0.03 gives 0.07. The cap alone (0.1, no `value_fn`, 400 steps) rescues every rate that is too
-      large (1e-2 to 1e2: 0.001 to 0.004) and none that is far too small (1e-6 ends at 2.0). On weights that start at
-      zero the cap slows: 0.17 on logistic regression.
+      Together they replace the search for a rate (scale rate 0.3, `ema` 0.99, ten measured steps, a cap of 0.1, the
+      steps under a cosine decay). None of them is enough alone: on a ReLU network of seven layers the first batch
+      may find a length a hundred times too large, which only the cap survives, and the cap alone rescues every rate
+      that is too large and none that is far too small (1e-6 ends at 2.0 after 400 steps on digits).
 
     Args:
       inner: any optimizer, the sign of descent included. It gets all extra arguments.
@@ -128,12 +96,16 @@ def adapt_scale(
       granularity: `tree`, one scale, or `leaf`, one for each leaf.
       signal: `cosine`; `sign`, that of :math:`-\langle u, g \rangle`; or `product`, :math:`-\langle s u, g \rangle`,
         the exact derivative of the loss, in its unit.
+      ema: :math:`\beta`, in [0, 1): where it is not 0 the gradient is compared with
+        :math:`\sum_k \beta^k u_{t-1-k}`, the way of the last :math:`1/(1-\beta)` steps; a number or a schedule.
       decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1).
       bounds: the least and the largest learned scale. Without them it stays within exp(±80).
-      first_step: None or `cauchy`. It is measured at the first of a hundred updates that is neither zero nor
-        broken. From there on a step is at most 1.1 times as long as the longest one before it: momentum
-        amplifies a first step tenfold before the first cosine tells that it is too long. Under `vmap`, `init` belongs
-        inside the `vmap`, so that the count stays unbatched and later steps are spared the product.
+      first_step: None or `cauchy`. It is measured, by a Hessian-vector product, at the first of a hundred updates that
+        is neither zero nor broken. From there on a step is at most 1.1 times as long as the longest one before it:
+        momentum amplifies a first step tenfold before the first cosine tells that it is too long. Under `vmap`,
+        `init` belongs inside the `vmap`, so that the count stays unbatched and later steps are spared the product.
+      warmup_steps: how many updates are measured so. The scale is the least that was found, and the steps grow
+        linearly up to it: on one batch a length may come out ten times too large.
       max_relative_update: the largest :math:`\|s u\| / \|\theta\|`, where parameters whose root mean square is below
         1e-2 count as that large; a number or a schedule.
 
@@ -175,22 +147,30 @@ def adapt_scale(
     hyperparameters.check_scalar_or_schedule(_NAME, "scale_rate", scale_rate)
     hyperparameters.check_choice(_NAME, "granularity", granularity, GRANULARITIES)
     hyperparameters.check_choice(_NAME, "signal", signal, SIGNALS)
+    hyperparameters.check_scalar_or_schedule(_NAME, "ema", ema, at_least=0, below=1)
     hyperparameters.check_scalar_or_schedule(_NAME, "decay", decay, at_least=0, below=1)
     log_domain.check_bounds(_NAME, "bounds", bounds)
     if first_step is not None:
         hyperparameters.check_choice(_NAME, "first_step", first_step, ("cauchy",))
+    hyperparameters.check_positive_integer(_NAME, "warmup_steps", warmup_steps)
+    if first_step is None and warmup_steps != 1:
+        raise ValueError(f"{_NAME}: `warmup_steps` needs `first_step`, got {warmup_steps!r}.")
     if max_relative_update is not None:
         hyperparameters.check_scalar_or_schedule(
             _NAME, "max_relative_update", max_relative_update, above=0
         )
     inner = optax.with_extra_args_support(inner)
+    # Without an average the last update is kept as it came: one read of the state less, and its own dtype.
+    is_averaged = not (isinstance(ema, int | float) and ema == 0)
 
     def init(params):
         return AdaptScaleState(
             count=jnp.zeros([], jnp.int32),
             log_scale=initial_log_scale(params, granularity),
-            previous_updates=jax.tree.map(jnp.zeros_like, params),
-            awaits_first_step=jnp.ones([], bool),
+            previous_updates=jax.tree.map(
+                lambda p: jnp.zeros_like(p, trees.widened(p.dtype) if is_averaged else None), params
+            ),
+            measured_count=jnp.zeros([], jnp.int32),
             longest_step=jnp.zeros([], trees.scalar_dtype(params)),
             inner_state=inner.init(params),
         )
@@ -203,14 +183,15 @@ def adapt_scale(
         reference = updates if params is None else params
         gradient = updates if grad is None else trees.mask_like(grad, reference)
         trees.check_like(_NAME, reference, updates=updates, grad=gradient)
-        trees.check_like(_NAME, reference, previous_updates=state.previous_updates)
+        trees.check_state_like(_NAME, reference, previous_updates=state.previous_updates)
         if grad is not None:
             extra["grad"] = gradient
         # In float32 it overflows for entries beyond 1e19, whose squares would stay in Adam for ever.
         is_usable = jnp.isfinite(trees.squared_norm(gradient))
 
-        rate = hyperparameters.value_at(scale_rate, state.count)
-        decay_now = hyperparameters.value_at(decay, state.count)
+        rate, decay_now, ema_now = (
+            hyperparameters.value_at(value, state.count) for value in (scale_rate, decay, ema)
+        )
         log_scale = next_log_scale(
             signal, state.log_scale, state.previous_updates, gradient, rate, decay_now, bounds
         )
@@ -227,136 +208,51 @@ def adapt_scale(
             lambda: (jax.tree.map(jnp.zeros_like, reference), state.inner_state),
         )
 
-        awaits, longest = state.awaits_first_step, state.longest_step
+        measured_count, longest = state.measured_count, state.longest_step
+        fraction = None
         if first_step == "cauchy":
             value_fn = extra.get("curvature_value_fn")
             value_fn = extra["value_fn"] if value_fn is None else value_fn
-
-            def measure():
-                return measured_log_scale(value_fn, params, inner_updates, gradient, log_scale)
-
-            def wait():
-                return log_scale, awaits
-
-            # Under vmap whether a gradient is usable differs from run to run, and its branch becomes a
-            # select; the count does not, and spares the later steps the product.
-            log_scale, awaits = jax.lax.cond(
-                state.count < ATTEMPTS,
-                lambda: jax.lax.cond(awaits & is_usable, measure, wait),
-                wait,
+            measure = functools.partial(
+                first_steps.measured_log_scale, value_fn, params, inner_updates, gradient
+            )
+            log_scale, measured_count = first_steps.measured(
+                measure, log_scale, state.count, measured_count, is_usable, warmup_steps
             )
             # Momentum may amplify the steps tenfold before the first cosine tells that they are too long.
-            limit = jnp.where(longest > 0, GROWTH * longest, jnp.inf)
-            log_scale = limited_log_scale(log_scale, inner_updates, limit)
+            limit = jnp.where(longest > 0, first_steps.GROWTH * longest, jnp.inf)
+            log_scale = first_steps.limited_log_scale(log_scale, inner_updates, limit)
+            if warmup_steps > 1:
+                fraction = first_steps.ramp(state.count, measured_count, warmup_steps)
         if max_relative_update is not None:
-            limit = hyperparameters.value_at(max_relative_update, state.count) * reach(params)
-            log_scale = limited_log_scale(log_scale, inner_updates, limit)
+            limit = hyperparameters.value_at(max_relative_update, state.count)
+            limit = limit * first_steps.reach(params)
+            log_scale = first_steps.limited_log_scale(log_scale, inner_updates, limit)
         if first_step == "cauchy":
-            length = jnp.exp(log_length(log_scale, inner_updates))
-            longest = jnp.where(awaits, 0, jnp.maximum(longest, length)).astype(longest.dtype)
+            length = jnp.exp(first_steps.log_length(log_scale, inner_updates))
+            is_measured = measured_count >= warmup_steps
+            longest = jnp.where(is_measured, jnp.maximum(longest, length), 0).astype(longest.dtype)
 
         def kept(new, old):
             return jax.tree.map(lambda n, o: jnp.where(is_usable, n, o), new, old)
 
-        scaled = map_scaled(
-            lambda log_s, u: (jnp.exp(log_s) * u).astype(u.dtype),
-            log_scale,
-            inner_updates,
-        )
-        return scaled, AdaptScaleState(
+        def scaled(log_s, u):
+            factor = jnp.exp(log_s)
+            return ((factor if fraction is None else fraction * factor) * u).astype(u.dtype)
+
+        def accumulated(past, u):
+            return jnp.asarray(ema_now, jnp.finfo(past.dtype).dtype) * past + u.astype(past.dtype)
+
+        previous = inner_updates
+        if is_averaged:
+            previous = jax.tree.map(accumulated, state.previous_updates, inner_updates)
+        return map_scaled(scaled, log_scale, inner_updates), AdaptScaleState(
             count=optax.safe_increment(state.count),
             log_scale=kept(log_scale, state.log_scale),
-            previous_updates=inner_updates,
-            awaits_first_step=kept(awaits, state.awaits_first_step),
+            previous_updates=previous,
+            measured_count=kept(measured_count, state.measured_count),
             longest_step=kept(longest, state.longest_step),
             inner_state=inner_state,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def initial_log_scale(params: chex.ArrayTree, granularity: str) -> chex.ArrayTree:
-    """Returns a zero for the tree, or one for each leaf."""
-    if granularity == "tree":
-        return jnp.zeros([], trees.scalar_dtype(params))
-    return jax.tree.map(lambda p: jnp.zeros([], trees.scalar_dtype(p)), params)
-
-
-def map_scaled(function: Any, log_scale: chex.ArrayTree, *tree: Any) -> chex.ArrayTree:
-    """Maps `function(log_scale, *leaves)` over trees that have one scale, or one for each leaf."""
-    if isinstance(log_scale, jax.Array):
-        return jax.tree.map(lambda *leaves: function(log_scale, *leaves), *tree)
-    return jax.tree.map(function, log_scale, *tree)
-
-
-def next_log_scale(
-    signal: str,
-    log_scale: chex.ArrayTree,
-    step: chex.ArrayTree,
-    gradient: chex.ArrayTree,
-    rate: hyperparameters.Scalar,
-    decay: hyperparameters.Scalar,
-    bounds: log_domain.Bounds | None,
-) -> chex.ArrayTree:
-    """Returns the log-scale, or that of each leaf, after the gradient that followed a step."""
-
-    def moved(log_s, u, g):
-        return log_domain.step(
-            log_s, scale_signal(signal, u, g, jnp.exp(log_s)), rate, decay, bounds
-        )
-
-    if isinstance(log_scale, jax.Array):
-        return moved(log_scale, step, gradient)
-    return jax.tree.map(moved, log_scale, step, gradient)
-
-
-def measured_log_scale(
-    value_fn: Any,
-    params: Any,
-    updates: chex.ArrayTree,
-    gradient: chex.ArrayTree,
-    log_scale: chex.ArrayTree,
-) -> tuple[chex.ArrayTree, jax.Array]:
-    r"""Returns the logarithm of :math:`|u^\top g| / |u^\top H u|`, or what was given, and whether to ask again.
-
-    Where the curvature is negative its size is still a measure of the length over which the gradient changes.
-    """
-    direction, length = trees.unit(updates)
-    model = cauchy.quadratic_model(value_fn, params, direction, gradient)
-    scale = jnp.abs(model.slope / model.curvature) / length
-    is_measured = jnp.isfinite(scale) & (scale > 0)
-    measured = jnp.log(jnp.where(is_measured, scale, 1))
-    measured = jnp.clip(measured, -log_domain.LIMIT, log_domain.LIMIT)
-    chosen = jax.tree.map(
-        lambda log_s: jnp.where(is_measured, measured.astype(log_s.dtype), log_s), log_scale
-    )
-    return chosen, ~is_measured
-
-
-def log_length(log_scale: chex.ArrayTree, updates: chex.ArrayTree) -> jax.Array:
-    r"""Returns :math:`\log \|s u\|` over the whole tree; it is minus infinity for zero updates."""
-    # Relative to the largest scale, so that no square overflows.
-    largest = functools.reduce(jnp.maximum, jax.tree.leaves(log_scale), -log_domain.LIMIT)
-    norms = map_scaled(
-        lambda log_s, u: jnp.exp(log_s - largest) * jnp.sqrt(trees.squared_norm(u)),
-        log_scale,
-        updates,
-    )
-    return jnp.log(jnp.sqrt(trees.squared_norm(norms))) + largest
-
-
-def limited_log_scale(
-    log_scale: chex.ArrayTree, updates: chex.ArrayTree, limit: jax.Array
-) -> chex.ArrayTree:
-    r"""Returns the log-scale for which :math:`\|s u\|` is at most `limit`."""
-    excess = log_length(log_scale, updates) - jnp.log(limit)
-    excess = jnp.where(jnp.isfinite(excess), jnp.maximum(excess, 0), 0)
-    return jax.tree.map(
-        lambda log_s: jnp.maximum(log_s - excess.astype(log_s.dtype), -log_domain.LIMIT), log_scale
-    )
-
-
-def reach(params: Any) -> jax.Array:
-    r"""Returns :math:`\|\theta\|`, of which a relative update is a fraction, with its floor for small weights."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return jnp.sqrt(jnp.maximum(trees.squared_norm(params), size * RMS_FLOOR**2))

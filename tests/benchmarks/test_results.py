@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from benchmarks import records, results
+from benchmarks.elementwise import ElementwiseCost
 from benchmarks.steps import StepCost
 from benchmarks.sweep_speed import SweepSpeed
 
@@ -17,6 +18,8 @@ def test_costs_of_steps_and_speeds_of_sweeps_have_sections_with_their_machine(tm
     folder = tmp_path / "recorded"
     cost = StepCost("sam", 2.064, 9.1, 2.0, 1.6, 2.0, 0.0, 0.0, 1.5)
     _write(folder / "steps.jsonl", dataclasses.asdict(cost) | {"of_a_later_version": 1})
+    elementwise = ElementwiseCost("egdd", "adam", 1.954, 21.9, 19.0, 0.0, 3.0, 10_000_000)
+    _write(folder / "elementwise.jsonl.gz", dataclasses.asdict(elementwise))
     speeds = [
         SweepSpeed(40, 500, 2.0, 3.0, 6.0, 0.25, 1e-6),
         SweepSpeed(400, 500, 20.0, 3.0, 60.0, 0.25, 2e-6),
@@ -25,6 +28,8 @@ def test_costs_of_steps_and_speeds_of_sweeps_have_sections_with_their_machine(tm
     results.write(tmp_path / "RESULTS.md", folder)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| sam | 2.06 | 9.1 | 2.00 | 1.60 | 2 | 0 |" in text
+    assert "| egdd | 1.95 | adam | 21.9 | 19.0 | 0.00 | 3.0 |" in text
+    assert "10,000,000 parameters in float32" in text
     assert "| 400 | 20.00 | 3.00 | 60.00 | 3.00 | 2.62 | 50.0 |" in text
     assert "500 steps each; their final losses differ by at most 2e-06 relatively" in text
     assert text.index("What does a step cost?") < text.index("How fast is a sweep?")

@@ -42,12 +42,12 @@ def run(optimizer, w, batches, num_shared, loss_fn=LOSS):
     return np.concatenate([w[None], iterates]), state[0].memory
 
 
-def reference(w, batches, memory_size, rate, powell=None):
+def reference(w, batches, memory_size, rate, powell=None, shared_part=slice(SHARED)):
     pairs, iterates = [], [w]
     for index, batch in enumerate(batches):
         if index > 0:
             s = w - iterates[-2]
-            shared = batch[:SHARED]
+            shared = batch[shared_part]
             y = np.asarray(GRADIENT(w, shared)) - np.asarray(GRADIENT(iterates[-2], shared))
             y = y if powell is None else dense.powell(pairs, s, y, powell)
             pairs = [*pairs, (s, y)][-memory_size:]
@@ -66,6 +66,10 @@ def test_every_step_is_that_of_the_dense_method(powell, form):
     expected = reference(START, batches, 3, 0.3, powell)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
     assert (memory.pair_count, memory.rejected_count) == (11, 0)
+    # Gradients on other samples than those shared are far outside of what passes above.
+    for part in (slice(None), slice(-SHARED, None)):
+        wrong = reference(START, batches, 3, 0.3, powell, shared_part=part)
+        assert np.abs(found - wrong).max() > 1e-3
     if powell is not None:
         assert np.abs(found - reference(START, batches, 3, 0.3)).max() > 1e-3
 
@@ -128,6 +132,31 @@ def test_consistent_pairs_are_all_accepted_where_naive_ones_are_not():
     )()
     products = jnp.sum(jnp.diff(iterates, axis=0) * jnp.diff(gradients, axis=0), axis=1)
     assert jnp.mean(products <= 0) > 0.1
+
+
+@pytest.mark.parametrize("powell", [None, 0.2])
+def test_every_direction_through_a_saddle_descends(powell):
+    curvatures = jnp.asarray([-1.0, -0.5, 0.5, 1.0, 2.0, 3.0])
+
+    def value_fn(p):
+        return jnp.sum(curvatures * p**2) / 2 + jnp.sum(p**4) / 40
+
+    transform = optax_igr.scale_by_multibatch_lbfgs(memory_size=3, powell_damping=powell)
+
+    def step(carry, _):
+        params, state = carry
+        grads = jax.grad(value_fn)(params)
+        updates, state = transform.update(grads, state, params, overlap_value_fn=value_fn)
+        return (params - 0.1 * grads, state), grads @ updates
+
+    start = jnp.full([SIZE], 0.01)
+    (_, state), slopes = jax.jit(
+        lambda: jax.lax.scan(step, (start, transform.init(start)), length=100)
+    )()
+    assert slopes.min() > 0
+    assert state.memory.pair_count > 0
+    # Damped pairs are not rejected, but for the first one, which meets no model yet.
+    assert (state.memory.rejected_count > 1) == (powell is None)
 
 
 @pytest.mark.parametrize(("num_samples", "batch_size", "overlap"), [(100, 10, 0.3), (103, 8, 0.5)])

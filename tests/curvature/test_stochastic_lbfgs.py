@@ -1,10 +1,14 @@
 """Stochastic L-BFGS against the paper's algorithm 1 in dense matrices, on a loss that is not quadratic."""
 
+import re
+from functools import partial
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import optax_igr
 from optax_igr.curvature.stochastic_lbfgs import mean_with
@@ -120,6 +124,65 @@ def test_the_first_pair_is_made_at_2L_and_used_from_2L_plus_1():
     assert counts == [0] * (2 * INTERVAL - 1) + [1] * INTERVAL + [2] * 2
     # The curvature batch is looked at in these two steps alone.
     assert set(evaluated) == {2 * INTERVAL - 1, 3 * INTERVAL - 1}
+
+
+@pytest.mark.parametrize("form", ["two_loop", "gram"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax_igr.sqn, partial(optax_igr.slbfgs, anchor_interval=5)],
+    ids=["sqn", "slbfgs"],
+)
+def test_a_step_copies_no_history(optimizer, form):
+    """The direction reads the pairs that the same update may overwrite."""
+    optimizer = optimizer(0.1, memory_size=4, pair_interval=3, form=form)
+    params = {"w": jnp.zeros([5000]), "b": jnp.zeros([100, 30])}
+
+    def value_fn(p):
+        return sum(jnp.sum(x**4) for x in jax.tree.leaves(p))
+
+    def step(params, state):
+        functions = ("value_fn", "full_value_fn", "curvature_value_fn")
+        grads = jax.grad(value_fn)(params)
+        updates, state = optimizer.update(
+            grads, state, params, **dict.fromkeys(functions, value_fn)
+        )
+        return jax.tree.map(jnp.add, params, updates), state
+
+    arguments = jax.eval_shape(lambda p: (p, optimizer.init(p)), params)
+    text = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile().as_text()
+    history = r"f64\[4,(?:5000|100,30)\]"
+    assert re.search(history, text)
+    assert re.findall(history + r"\S* copy\(", text) == []
+
+
+@pytest.mark.parametrize("form", ["two_loop", "gram"])
+def test_sharded_steps_past_the_first_pair_compile_once_and_equal_one_device(form):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    optimizer = optax_igr.sqn(0.05, memory_size=2, pair_interval=INTERVAL, form=form)
+    scales = jnp.geomspace(1, 5, 16)
+
+    def value_fn(p):
+        return jnp.sum(scales * p**2 + p**4)
+
+    found = []
+    for params in (jnp.linspace(-1, 1, 16), jax.device_put(jnp.linspace(-1, 1, 16), sharding)):
+
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def step(params, state):
+            grads = jax.grad(value_fn)(params)
+            updates, state = optimizer.update(grads, state, params, curvature_value_fn=value_fn)
+            return params + updates, state
+
+        with jax.set_mesh(mesh):
+            params, state = params.copy(), optimizer.init(params)
+            for _ in range(2 * INTERVAL + 2):
+                params, state = step(params, state)
+        assert step._cache_size() == 1
+        assert state[0].memory.pair_count == 1
+        found.append((params, state[0].memory.steps))
+    np.testing.assert_allclose(*(np.asarray(p) for p, _ in found), rtol=1e-12)
+    assert found[1][1].sharding.spec == PartitionSpec(None, "x")
 
 
 def test_the_pairs_of_a_quadratic_are_exact():

@@ -31,7 +31,8 @@ def test_a_linear_classifier_breaks_at_its_distance_to_the_boundary(norm, dual):
     )(W)
     assert 0.1 < exact[3] < 0.9
     np.testing.assert_allclose(curve.pgd_accuracy, exact, atol=1e-12)
-    assert np.all(curve.fgsm_accuracy >= curve.pgd_accuracy)
+    # One step of the full radius is the best attack on a linear model.
+    np.testing.assert_allclose(curve.fgsm_accuracy, exact, atol=1e-12)
     assert np.all(np.diff(curve.pgd_accuracy) <= 0)
 
 

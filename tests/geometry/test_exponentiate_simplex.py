@@ -87,29 +87,32 @@ def test_the_regret_of_hedge_is_below_its_bound(num_experts, num_steps):
     assert 0.2 * bound < regret <= bound
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1.01 * 2.0**-9)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2.0**-8)])
 @pytest.mark.parametrize("log_state", [False, True])
-def test_the_sum_does_not_drift_in_twenty_thousand_steps(dtype, tolerance, log_state):
-    optimizer = on_simplex(0.3, log_state=log_state)
-    params = jnp.full(1000, 1e-3, dtype)
+def test_the_sum_does_not_drift_in_twenty_thousand_steps_at_any_rate(dtype, tolerance, log_state):
+    # From steps that move a weight by half of itself to those that move all of it to another.
+    rates = jnp.array([[0.3], [2.0], [10.0]], dtype)
+    optimizer = igr.exponentiate_simplex(log_state=log_state)
+    params = jnp.full([3, 1000], 1e-3, dtype)
     state = optimizer.init(params)
 
     def walk(carry, key):
         params, state, worst = carry
-        updates, state = optimizer.update(jax.random.normal(key, (1000,), dtype), state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state, jnp.maximum(worst, _error(params))), None
-
-    def _error(params):
-        return jnp.abs(jnp.sum(params.astype(jnp.float64)) - 1)
+        # Of the weights as they were stored: within a step XLA may keep the digits that their dtype drops.
+        worst = jnp.maximum(worst, jnp.abs(jnp.sum(params.astype(jnp.float64), -1) - 1))
+        updates = rates * jax.random.normal(key, params.shape, dtype)
+        updates, state = optimizer.update(updates, state, params)
+        return (optax.apply_updates(params, updates), state, worst), None
 
     keys = jax.random.split(jax.random.key(1, impl="rbg"), 20_000)
     (params, _, worst), _ = jax.jit(functools.partial(jax.lax.scan, walk))(
-        (params, state, _error(params)), keys
+        (params, state, jnp.zeros(3)), keys
     )
-    assert worst < tolerance
+    # A jump by a factor of e^64 passes through a logarithm whose last place is worth 4e-6 of a weight.
+    jump = 5e-6 if log_state else 0
+    assert jnp.all(worst < tolerance + jnp.array([0, 0, jump]))
+    # Half a unit in the last place, unless a weight jumps.
+    assert worst[0] < 1.01 * 2.0**-9
     assert params.min() > 0
     assert params.max() > 0.1
 

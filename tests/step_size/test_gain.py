@@ -75,15 +75,17 @@ def test_the_normalized_form_has_the_cosine_as_its_mean():
     np.testing.assert_allclose(found[1].mean(), RATE * (first @ second) / norms, rtol=1e-12)
 
 
-def test_the_product_is_the_derivative_of_the_next_loss():
-    # ∂L(θ - η ν ⊙ g)/∂ log ν = -η ν ⊙ g ⊙ g_next: the raw rule with γη, at ν = 1.
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_the_product_is_the_derivative_of_the_next_loss(momentum):
+    # ∂L(θ - η (μ v + ν ⊙ g))/∂ log ν = -η ν ⊙ g ⊙ g_next: the raw rule with γη, at ν = 1, momentum behind it or not.
     params, learning_rate = NETWORK.params, 0.1
+    inner = optax.sgd(learning_rate, momentum=momentum)
     gradient = jax.grad(NETWORK.value_fn)(params)
+    used = inner.update(jax.tree.map(jnp.cos, params), inner.init(params))[1]
 
     def next_params(log_gain):
-        return jax.tree.map(
-            lambda p, n, g: p - learning_rate * jnp.exp(n) * g, params, log_gain, gradient
-        )
+        scaled = jax.tree.map(lambda n, g: jnp.exp(n) * g, log_gain, gradient)
+        return optax.apply_updates(params, inner.update(scaled, used)[0])
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     derivative = jax.grad(lambda n: NETWORK.value_fn(next_params(n)))(zeros)

@@ -64,6 +64,52 @@ def test_the_product_is_the_derivative_of_the_next_loss(inner, granularity):
 
 
 @every_inner
+def test_with_an_average_it_is_the_derivative_along_the_weighted_way(inner):
+    rate, ema = 0.3, 0.6
+    optimizer = optax_igr.adapt_scale(inner, rate, ema=ema, signal="product")
+    params, state, inner_state = NETWORK.params, optimizer.init(NETWORK.params), None
+    inner_state = inner.init(params)
+    way = jax.tree.map(jnp.zeros_like, params)
+    update = jax.jit(optimizer.update)
+    for _ in range(4):
+        gradient = jax.grad(NETWORK.value_fn)(params)
+        raw, inner_state = inner.update(gradient, inner_state, params)
+        way = jax.tree.map(lambda w, u: ema * w + u, way, raw)
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    assert_trees_close(state.previous_updates, way)
+
+    def longer(log_factor):
+        growth = jnp.exp(state.log_scale) * (jnp.exp(log_factor) - 1)
+        return NETWORK.value_fn(jax.tree.map(lambda p, w: p + growth * w, params, way))
+
+    derivative = jax.grad(longer)(jnp.zeros([]))
+    _, after = update(jax.grad(NETWORK.value_fn)(params), state, params)
+    np.testing.assert_allclose(after.log_scale, state.log_scale - rate * derivative, rtol=1e-9)
+    assert abs(derivative) > 1e-4
+
+
+def test_an_average_agrees_where_single_steps_disagree():
+    # Of the gradients 3, -1, 3, -1, ... each opposes the last, and the way of both still goes down.
+    def moved(ema):
+        optimizer = optax_igr.adapt_scale(optax.sgd(0.1), 0.1, ema=ema, signal="cosine")
+        state = optimizer.init(jnp.zeros(2))
+        update = jax.jit(optimizer.update)
+        for t in range(200):
+            # The second coordinate tells the cosine from a sign.
+            _, state = update(jnp.array([1.0, 3.0 * (-1) ** t]), state, jnp.zeros(2))
+        return float(state.log_scale)
+
+    # ⟨(1, 3), (1, -3)⟩ / 10, and with the sums (1 - β^t) / (1 - β) and 3 (1 - (-β)^t) / (1 + β).
+    np.testing.assert_allclose(moved(0.0), 0.1 * 199 * -0.8, rtol=1e-5)
+    ema, t = 0.9, np.arange(1, 200)
+    x, y = (1 - ema**t) / (1 - ema), 3 * (1 - (-ema) ** t) / (1 + ema)
+    expected = 0.1 * np.sum((x - 3 * y) / np.hypot(x, y)) / np.sqrt(10)
+    assert expected > 0
+    np.testing.assert_allclose(moved(ema), expected, rtol=1e-5)
+
+
+@every_inner
 @pytest.mark.parametrize(("signal", "of"), [("cosine", lambda c: c), ("sign", np.sign)])
 def test_the_other_signals_are_the_cosine_and_its_sign(inner, signal, of):
     optimizer = optax_igr.adapt_scale(inner, 0.3, signal=signal)
@@ -132,7 +178,7 @@ def test_the_first_step_is_the_minimiser_of_the_model_whatever_the_rate():
                 gradient, optimizer.init(params), params, value_fn=value_fn
             )
             np.testing.assert_allclose(updates, -length * direction, rtol=1e-6)
-            assert not state.awaits_first_step
+            assert state.measured_count == 1
 
 
 def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
@@ -146,7 +192,7 @@ def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
     for bad in (0.0, jnp.nan, jnp.inf):
         updates, state = update(jnp.full(2, bad), state)
         np.testing.assert_array_equal(updates, 0)
-        assert state.awaits_first_step
+        assert state.measured_count == 0
         np.testing.assert_array_equal(state.log_scale, 0)
     updates, state = update(3 * params, state)
     np.testing.assert_allclose(updates, -params, rtol=1e-9)
@@ -154,6 +200,41 @@ def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
     np.testing.assert_allclose(updates, -0.5 * params, rtol=1e-9)
     updates, _ = update(6 * params, state)
     np.testing.assert_allclose(updates, -1.1 * params, rtol=1e-9)
+
+
+def test_the_first_steps_grow_up_to_the_least_length_that_was_measured():
+    num_measured = 4
+    optimizer = optax_igr.adapt_scale(
+        optax.sgd(1e-3), 0.0, first_step="cauchy", warmup_steps=num_measured
+    )
+    params, gradient = jnp.ones(2), jnp.array([1.0, 2.0])
+    update = jax.jit(
+        lambda s, c, g: optimizer.update(g, s, params, value_fn=lambda p: c * jnp.sum(p**2) / 2)
+    )
+    state = optimizer.init(params)
+    # The lengths are the inverse curvatures; a gradient of zero measures nothing and delays.
+    curvatures = [0.1, 2.0, None, 0.5, 4.0, 100.0, 0.01]
+    expected = [10 / 4, 0.5 * 2 / 4, 0, 0.5 * 3 / 4, 0.25, 0.25, 0.25]
+    for curvature, length in zip(curvatures, expected, strict=True):
+        g = 0 * gradient if curvature is None else gradient
+        updates, state = update(state, curvature or 1.0, g)
+        np.testing.assert_allclose(updates, -length * gradient, rtol=1e-9, atol=1e-15)
+    np.testing.assert_array_equal(state.measured_count, num_measured)
+    np.testing.assert_allclose(state.longest_step, 0.25 * np.sqrt(5), rtol=1e-9)
+
+
+def test_measuring_ends_where_nothing_can_be_measured():
+    optimizer = optax_igr.adapt_scale(optax.sgd(0.5), 0.0, first_step="cauchy", warmup_steps=3)
+    state = optimizer.init(jnp.ones(2))
+
+    def step(state, _):
+        # A linear loss has no curvature.
+        updates, state = optimizer.update(jnp.ones(2), state, jnp.ones(2), value_fn=jnp.sum)
+        return state, updates[0]
+
+    _, steps = jax.lax.scan(step, state, length=110)
+    np.testing.assert_allclose(steps[:102], -0.5 / 3, rtol=1e-6)
+    np.testing.assert_allclose(steps[102:], -0.5, rtol=1e-6)
 
 
 def test_momentum_does_not_amplify_a_measured_first_step_at_once():
@@ -229,7 +310,7 @@ def test_a_broken_gradient_emits_zeros_and_leaves_the_state(inner, bad):
     for before in (fresh, used):
         updates, after = update(broken, before, params)
         assert trees.squared_norm(updates) == 0
-        for name in ("log_scale", "longest_step", "awaits_first_step", "inner_state"):
+        for name in ("log_scale", "longest_step", "measured_count", "inner_state"):
             jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
         assert trees.all_finite(after.previous_updates)
         updates, _ = update(jax.tree.map(jnp.sin, params), after, params)
@@ -254,6 +335,9 @@ def test_reaches_a_small_and_a_large_rate_within_bounds():
         ({"max_relative_update": 0.0}, "max_relative_update.*> 0"),
         ({"bounds": (0.0, 1.0)}, "bounds.*0 < low"),
         ({"decay": 1.0}, "decay.*< 1"),
+        ({"ema": 1.0}, "ema.*< 1"),
+        ({"warmup_steps": 3}, "warmup_steps.*first_step"),
+        ({"warmup_steps": 0, "first_step": "cauchy"}, "warmup_steps.*positive integer"),
     ],
 )
 def test_a_bad_argument_is_named(arguments, message):

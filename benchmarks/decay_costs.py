@@ -1,0 +1,289 @@
+"""What a decay of the weights' norms costs beside a plain gradient step, a spectral normalisation and an SVD.
+
+Every step donates its parameters and its state, as training does. A decay that is refreshed every k-th step is timed at
+a refresh and between refreshes; its cost is the mean over the k steps. Times are medians over rounds in which the steps
+take turns, each as a ratio to the plain step of its own round.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import optax_igr
+from benchmarks import records
+
+WIDTHS = (784, 1024, 1024, 1024, 10)
+BATCH_SIZE = 512
+COEFFICIENT, LEARNING_RATE = 1e-3, 0.01
+
+PLAIN, SVD = "plain step", "decay by SVD"
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayCost:
+    """The cost of one step; ratios are to the plain gradient step.
+
+    Attributes:
+      name: what is added to the step.
+      wall: median over rounds of the ratio of the times, the mean over the steps from one refresh to the next.
+      refresh_wall: the same at a refresh.
+      flops: ratio of compiled FLOPs, the mean from one refresh to the next.
+      expected_flops: the plain step and the matrix products of the formula, as that ratio; None without a formula.
+      state_copies: bytes of the state / bytes of the parameters.
+    """
+
+    name: str
+    wall: float
+    refresh_wall: float
+    flops: float
+    expected_flops: float | None
+    state_copies: float
+
+
+class _Step(NamedTuple):
+    name: str
+    begin: Callable[[], tuple]
+    compiled: Any
+    flops: float
+    interval: int
+    products: int | None
+    state_bytes: int
+
+
+def recommended_interval(gram_steps: int, side: int, batch_size: int) -> int:
+    r"""Returns how seldom a refresh must be for its products to add a twenty-fourth of a step.
+
+    A refresh takes 2t products of :math:`2mn^2` operations for a layer, and a step :math:`6 B m n`, so the share is
+    :math:`2tn / 3Bk` with the smaller side n and the batch size B: a twenty-fourth at :math:`k = 16tn / B`.
+    """
+    return max(1, math.ceil(16 * gram_steps * side / batch_size))
+
+
+def measure(
+    *,
+    widths: Sequence[int] = WIDTHS,
+    batch_size: int = BATCH_SIZE,
+    rounds: int = 9,
+    with_svd: bool = True,
+    progress: Callable[[str], None] = lambda message: None,
+) -> list[DecayCost]:
+    """Compiles, counts and times a step with each decay, and the peers'.
+
+    Args:
+      widths: of the fully connected network.
+      batch_size: examples a step.
+      rounds: how often each step is timed; the one with the SVD is timed once.
+      with_svd: whether to take it at all.
+      progress: told what is being done.
+    """
+    interval = recommended_interval(2, max(widths[1:-1]), batch_size)
+    schatten = optax_igr.add_schatten_decay
+    decays = {
+        "L2 decay": (schatten(COEFFICIENT), 1, 0),
+        "spectral decay": (optax_igr.add_spectral_decay(COEFFICIENT), 1, None),
+        **{
+            f"Schatten decay t={t}": (schatten(COEFFICIENT, gram_steps=t), 1, 2 * t)
+            for t in (1, 2, 3)
+        },
+        f"Schatten decay t=2 every {interval}": (
+            schatten(COEFFICIENT, gram_steps=2, refresh_interval=interval),
+            interval,
+            4,
+        ),
+    }
+    steps = []
+    for name, (decay, every, products) in {PLAIN: (optax.identity(), 1, 0), **decays}.items():
+        progress(f"compiling {name}")
+        steps.append(_decayed_step(name, decay, every, products, widths, batch_size))
+    progress("compiling the peers")
+    steps.append(_normalised_step(widths, batch_size))
+    if with_svd:
+        decay = optax.stateless(_decay_by_svd)
+        steps.append(_decayed_step(SVD, decay, 1, None, widths, batch_size))
+    seconds = _interleaved(steps, rounds, progress)
+    plain = steps[0]
+    between = next(s for s in steps if s.name == "L2 decay").flops
+    parameter_bytes = _bytes(plain.begin()[0])
+    one_product = sum(2 * m * n * min(m, n) for m, n in itertools.pairwise(widths))
+    costs = []
+    for step in steps:
+        ratios, refresh = [], []
+        for (due, kept), (base, _) in zip(seconds[step.name], seconds[PLAIN], strict=False):
+            ratios.append((due + (step.interval - 1) * kept) / step.interval / base)
+            refresh.append(due / base)
+        # The compiler counts both branches of the refresh; between refreshes the step is that of L2 decay.
+        flops = (step.flops + (step.interval - 1) * between) / step.interval
+        expected = None
+        if step.products is not None:
+            expected = 1 + step.products * one_product / step.interval / plain.flops
+        costs.append(
+            DecayCost(
+                name=step.name,
+                wall=statistics.median(ratios),
+                refresh_wall=statistics.median(refresh),
+                flops=flops / plain.flops,
+                expected_flops=expected,
+                state_copies=step.state_bytes / parameter_bytes,
+            )
+        )
+    return costs
+
+
+def cells(costs: Sequence[DecayCost]) -> tuple[list[str], list[list[str]]]:
+    """Returns the head and the rows of the table."""
+    head = ["technique", "time ×", "time at a refresh ×", "FLOPs ×", "by formula ×", "state copies"]
+    rows = [
+        [
+            c.name,
+            f"{c.wall:.3f}",
+            f"{c.refresh_wall:.3f}",
+            f"{c.flops:.3f}",
+            "" if c.expected_flops is None else f"{c.expected_flops:.3f}",
+            f"{c.state_copies:.2f}",
+        ]
+        for c in costs
+    ]
+    return head, rows
+
+
+def write(costs: Sequence[DecayCost], folder: Path) -> Path:
+    """Writes one JSON line a decay, with the machine; returns the path."""
+    path = folder / "decay_costs.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    environment = records.environment()
+    lines = [json.dumps(dataclasses.asdict(c) | {"environment": environment}) for c in costs]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def _init(widths):
+    keys = jax.random.split(jax.random.key(0), len(widths) - 1)
+    return [
+        {"w": jax.random.normal(k, (m, n)) / jnp.sqrt(m), "b": jnp.zeros(n)}
+        for k, m, n in zip(keys, widths[:-1], widths[1:], strict=True)
+    ]
+
+
+def _examples(widths, batch_size):
+    keys = jax.random.split(jax.random.key(1))
+    return (
+        jax.random.normal(keys[0], (batch_size, widths[0])),
+        jax.random.randint(keys[1], (batch_size,), 0, widths[-1]),
+    )
+
+
+def _cross_entropy(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _loss(params, batch):
+    x, labels = batch
+    for layer in params[:-1]:
+        x = jax.nn.relu(x @ layer["w"] + layer["b"][None])
+    return _cross_entropy(x @ params[-1]["w"] + params[-1]["b"][None], labels)
+
+
+def _decayed_step(name, decay, interval, products, widths, batch_size):
+    optimizer = optax.chain(decay, optax.sgd(LEARNING_RATE))
+    begin = jax.jit(lambda: (params := _init(widths), optimizer.init(params)))
+
+    def step(params, state, batch):
+        updates, state = optimizer.update(jax.grad(_loss)(params, batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return _compiled(name, step, begin, interval, products, widths, batch_size)
+
+
+def _decay_by_svd(updates, params):
+    def add(update, weight):
+        if weight.ndim < 2:
+            return update
+        left, values, right = jnp.linalg.svd(weight, full_matrices=False)
+        return update + COEFFICIENT * values[0] * jnp.outer(left[:, 0], right[0])
+
+    return jax.tree.map(add, updates, params)
+
+
+class _Normalised(nnx.Module):
+    """The same network, every layer in `nnx.SpectralNorm`."""
+
+    def __init__(self, widths, rngs):
+        self.layers = nnx.List(
+            [
+                nnx.SpectralNorm(nnx.Linear(m, n, rngs=rngs), n_steps=1, rngs=rngs)
+                for m, n in itertools.pairwise(widths)
+            ]
+        )
+
+    def __call__(self, x):
+        for index, layer in enumerate(self.layers):
+            x = layer(nnx.relu(x) if index else x, update_stats=True)
+        return x
+
+
+def _normalised_step(widths, batch_size):
+    graphdef = nnx.split(nnx.eval_shape(lambda: _Normalised(widths, nnx.Rngs(0))), nnx.Param, ...)[
+        0
+    ]
+    begin = jax.jit(lambda: nnx.split(_Normalised(widths, nnx.Rngs(0)), nnx.Param, ...)[1:])
+
+    def step(params, rest, batch):
+        def loss(params):
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            value = _cross_entropy(model(batch[0]), batch[1])
+            return value, nnx.split(model, nnx.Param, ...)[2]
+
+        gradient, rest = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, gradient), rest
+
+    return _compiled("nnx.SpectralNorm", step, begin, 1, None, widths, batch_size)
+
+
+def _compiled(name, step, begin, interval, products, widths, batch_size):
+    batch = _examples(widths, batch_size)
+    arguments = jax.eval_shape(begin)
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments, batch).compile()
+    analysis = compiled.cost_analysis()
+    if analysis is None:
+        raise ValueError(f"the {jax.default_backend()} compiler gives no cost analysis.")
+
+    def timed(params, state):
+        return compiled(params, state, batch)
+
+    return _Step(name, begin, timed, analysis["flops"], interval, products, _bytes(arguments[1]))
+
+
+def _interleaved(steps, rounds, progress):
+    """Returns for each step the seconds of its first and its second step from a fresh state, by round."""
+    seconds = {step.name: [] for step in steps}
+    for index in range(rounds + 1):
+        progress(f"timing, round {index} of {rounds}")
+        for step in steps:
+            is_slow = step.name == SVD
+            if is_slow and index != 1:
+                continue
+            carry = jax.block_until_ready(step.begin())
+            times = []
+            for _ in range(1 if step.interval == 1 else 2):
+                began = time.perf_counter()
+                carry = jax.block_until_ready(step.compiled(*carry))
+                times.append(time.perf_counter() - began)
+            # The first round warms up.
+            if index:
+                seconds[step.name].append((times[0], times[-1]))
+    return seconds
+
+
+def _bytes(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))

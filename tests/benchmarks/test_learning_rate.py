@@ -1,0 +1,96 @@
+"""What the learning-rate experiment counts, and how it shifts a distribution."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import experiment
+from benchmarks.experiments import learning_rate
+from benchmarks.problems.problem import Problem
+from benchmarks.records import Record
+from benchmarks.technique import Technique
+
+
+def record(technique, rate, loss, accuracy=0.9, problem="digits", seed=0, curve=None):
+    final = {"train_loss": loss, "test_accuracy": accuracy}
+    return Record(
+        problem=problem,
+        settings="",
+        technique=technique,
+        learning_rate=rate,
+        seed=seed,
+        num_steps=4,
+        curve=curve or {"step": [0, 4], "train_loss": [1.0, loss]},
+        final=final,
+        gradients_per_step=1,
+        products_per_step=0,
+        seconds_per_step=0,
+        compile_seconds=0,
+        runs_in_program=1,
+        environment={},
+    )
+
+
+RUNS = [
+    record("adam_decayed", 0.1, 0.5, 0.95),
+    record("adam_decayed", 0.2, 0.2, 0.9),
+    record("mine", 0.1, 0.219, 0.889),
+    record("mine", 0.2, 0.221, 0.891),
+    record("mine", 0.3, float("nan"), 0.1),
+]
+
+
+def test_counts_the_rates_within_a_tenth_of_the_loss_and_a_point_of_the_accuracy():
+    # Of the reference at the rate of its lowest loss, not of its highest accuracy.
+    assert learning_rate.rates_reached(RUNS)["digits", "mine"] == (3, 1, 1)
+    assert "mine 1/1 of 3" in learning_rate.headline(RUNS)
+
+
+def test_the_shift_is_judged_by_the_curve_after_it():
+    def shifted(technique, losses):
+        curve = {"step": [0, 1, 2, 3, 4], "train_loss": losses}
+        return record(technique, 0.1, losses[-1], problem=learning_rate.SHIFTED, curve=curve)
+
+    runs = [*RUNS, shifted("mine", [9, 9, 9, 2, 1]), shifted("other", [0, 0, 0, 4, 0])]
+    assert "mine 1.5, other 2." in learning_rate.headline(runs)
+    assert [f.name for f in learning_rate.EXPERIMENT.figures(runs)] == ["rates", "shift"]
+
+
+@pytest.mark.parametrize(("step", "label"), [(3, [0, 9]), (4, [1, 0])])
+def test_all_labels_change_in_the_middle(step, label):
+    problem = Problem(
+        name="",
+        init=lambda key: 0,
+        loss=lambda params, batch: jnp.mean(batch["label"] + 0.0),
+        train=None,
+        test=None,
+        batch_size=None,
+        num_steps=1,
+        measures={},
+    )
+    shifted = learning_rate.shifted(problem, 8)
+    data = {"label": jnp.array([0, 9]), "image": jnp.zeros(2)}
+    np.testing.assert_array_equal(shifted.shift(data, step)["label"], label)
+    np.testing.assert_allclose(shifted.measures["train_loss"](0, data, None), 0.5)
+
+
+def test_a_run_sees_the_shift_at_its_step(tmp_path):
+    # Gradients of ±1: the run goes two steps down and then two up.
+    problem = Problem(
+        name="line",
+        init=lambda key: jnp.zeros([]),
+        loss=lambda p, batch: p * jnp.mean(batch["sign"]),
+        train={"sign": jnp.ones(4)},
+        test=None,
+        batch_size=2,
+        num_steps=4,
+        measures={"at": lambda p, train, test: p},
+        final_measures={"at": lambda p, train, test: p},
+        shift=lambda batch, step: {"sign": jnp.where(step < 2, 1, -1) * batch["sign"]},
+    )
+    sgd = Technique("sgd", lambda h, n: learning_rate.optax.sgd(h), (1.0,), "")
+    one = experiment.Experiment(
+        "x", "", "", lambda d: [problem], [experiment.Entry(sgd)], [], str, list
+    )
+    (run,) = experiment.run(one, tmp_path / "records.jsonl", seeds=1)
+    assert run.curve["at"] == [0, -1, -2, -1, 0]
