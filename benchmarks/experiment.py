@@ -62,7 +62,14 @@ class Figure(NamedTuple):
     name: str
     title: str
     caption: str
-    chart: alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.FacetChart
+    chart: (
+        alt.Chart
+        | alt.LayerChart
+        | alt.ConcatChart
+        | alt.HConcatChart
+        | alt.VConcatChart
+        | alt.FacetChart
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,7 +116,10 @@ def _width(runs):
 def _steps_cell(group, records):
     del records
     _, runs = best(group)
-    median, low, high = stats.median_and_quartiles([steps(r) for r in runs])
+    taken = [steps(r) for r in runs]
+    median, low, high = stats.median_and_quartiles(taken)
+    if math.isinf(median):
+        return f"missed by {sum(map(math.isinf, taken))} of {len(taken)}"
     return f"{median:.0f} [{low:.0f}, {high:.0f}]"
 
 
@@ -197,7 +200,7 @@ def _figures(records):
             "sensitivity",
             "Steps to the target against the learning rate",
             "Each at the rates of its own grid; a rate whose median run misses the target has no point.",
-            alt.hconcat(panels[0].add_params(chosen), *panels[1:]),
+            alt.concat(panels[0].add_params(chosen), *panels[1:], columns=3),
         ),
         Figure(
             "profile",
@@ -212,7 +215,9 @@ EXPERIMENT = Experiment(
     name="optimizers",
     question="Which optimizer is fast, and which is easy to tune?",
     about="Steps to a fixed target, at each optimizer's best rate on its own grid; a run that misses it counts as "
-    "infinite. Steps are compared, not seconds: the cost of a step is a table of its own, `steps`.",
+    "infinite. Steps are compared, not seconds: the cost of a step is a table of its own, `steps`. "
+    "A curve has 25 points, and steps between two of them are interpolated. Optimistix's minimiser runs where all "
+    "steps see the same batch, and counts as a miss elsewhere.",
     problems=_problems,
     entries=[
         *(
@@ -229,7 +234,7 @@ EXPERIMENT = Experiment(
         ),
         Column(
             "steps to target",
-            "median over the seeds and interquartile range at the best rate; inf is a miss",
+            "median over the seeds and interquartile range at the best rate; a run that misses counts as inf",
             _steps_cell,
         ),
         Column(
