@@ -18,6 +18,9 @@ HEAD = """# Results
 Written by `python -m benchmarks results`; the numbers come from the records that are named with each table.
 """
 
+# The rows beyond which a table is folded, so that the reader finds the next answer.
+LONGEST_TABLE = 30
+
 # In the order of the file; flows have a command of their own, since they are no runs of the training loop.
 _EXPERIMENTS = EXPERIMENTS | {flows.EXPERIMENT.name: flows.EXPERIMENT}
 KINDS = (*_EXPERIMENTS, "steps", "elementwise", "decay_costs", "sweep_speed")
@@ -148,8 +151,11 @@ def _section(
 ) -> str:
     head, rows = table
     machines = " ".join(sorted({_machine(found) for found in environments}))
-    lines = [f"## {title}", "", text, ""]
-    lines += [_row(head), _row("---" for _ in head), *map(_row, rows), ""]
+    table_lines = [_row(head), _row("---" for _ in head), *map(_row, rows), ""]
+    if len(rows) > LONGEST_TABLE:
+        summary = f"<details><summary>The table, {len(rows)} rows</summary>"
+        table_lines = [summary, "", *table_lines, "</details>", ""]
+    lines = [f"## {title}", "", text, "", *table_lines]
     return "\n".join([*lines, f"{about} Records: `{shown}`. {machines}".strip(), ""])
 
 
