@@ -7,7 +7,6 @@ take turns, each as a ratio to the plain step of its own round.
 
 import dataclasses
 import itertools
-import json
 import math
 import statistics
 import time
@@ -159,12 +158,7 @@ def cells(costs: Sequence[DecayCost]) -> tuple[list[str], list[list[str]]]:
 
 def write(costs: Sequence[DecayCost], folder: Path) -> Path:
     """Writes one JSON line a decay, with the machine; returns the path."""
-    path = folder / "decay_costs.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    environment = records.environment()
-    lines = [json.dumps(dataclasses.asdict(c) | {"environment": environment}) for c in costs]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return path
+    return records.write_costs(folder / "decay_costs.jsonl", map(dataclasses.asdict, costs))
 
 
 def _init(widths):

@@ -142,10 +142,7 @@ def cells(costs: Sequence[ElementwiseCost]) -> tuple[list[str], list[list[str]]]
 
 def write(costs: Sequence[ElementwiseCost], folder: Path) -> Path:
     """Writes one JSON line a step, with the machine; returns the path."""
-    path = folder / "elementwise.jsonl"
-    environment = records.environment()
-    records.write_rows(path, [dataclasses.asdict(c) | {"environment": environment} for c in costs])
-    return path
+    return records.write_costs(folder / "elementwise.jsonl", map(dataclasses.asdict, costs))
 
 
 class _Running:

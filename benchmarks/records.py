@@ -138,6 +138,13 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     _store(path, _lines(rows))
 
 
+def write_costs(path: Path, costs: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes one JSON line a measurement, with the machine; returns the path."""
+    found = environment()
+    write_rows(path, [cost | {"environment": found} for cost in map(dict, costs)])
+    return path
+
+
 def pack(source: Path, target: Path) -> None:
     """Copies records to keep: what was measured is rounded to six digits, what identifies a run is not."""
     write_rows(

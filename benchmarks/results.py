@@ -1,11 +1,11 @@
 """`RESULTS.md` from committed records: every number in it is computed, none is typed."""
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import decay_costs, elementwise, records, report, steps, sweep_speed
+from benchmarks.decay_costs import DecayCost
 from benchmarks.elementwise import ElementwiseCost
 from benchmarks.experiment import Experiment
 from benchmarks.experiments import EXPERIMENTS, flows
@@ -23,7 +23,60 @@ LONGEST_TABLE = 30
 
 # In the order of the file; flows have a command of their own, since they are no runs of the training loop.
 _EXPERIMENTS = EXPERIMENTS | {flows.EXPERIMENT.name: flows.EXPERIMENT}
-KINDS = (*_EXPERIMENTS, "steps", "elementwise", "decay_costs", "sweep_speed")
+
+
+class _Costs(NamedTuple):
+    """Measurements that are no runs: the type of one, the table, its title, and what is said above it."""
+
+    row: type
+    cells: Callable[[Any], tuple[list[str], list[list[str]]]]
+    title: str
+    text: Callable[[Any], str]
+
+
+_COSTS = {
+    "steps": _Costs(
+        StepCost,
+        steps.cells,
+        "What does a step cost?",
+        lambda costs: (
+            "Beside a plain gradient step: time is the median ratio over rounds in which the steps take turns; FLOPs "
+            "and memory are the compiler's own figures (≥: a loop, counted for one turn); gradients and "
+            "Hessian-vector products are counted."
+        ),
+    ),
+    "elementwise": _Costs(
+        ElementwiseCost,
+        elementwise.cells,
+        "What does a step cost where memory traffic is the limit?",
+        lambda costs: (
+            f"{costs[0].size:,} parameters in float32 with donated buffers and a given gradient: time is the median "
+            "ratio to Adam, or to a softmax of the same array, over rounds in which the steps take turns; passes are "
+            "the bytes that the kernels read and write, temporaries and state copies the bytes they take, all / those "
+            "of the parameters."
+        ),
+    ),
+    "decay_costs": _Costs(
+        DecayCost,
+        decay_costs.cells,
+        "What does a decay of the norms cost?",
+        lambda costs: (
+            "Beside a plain step of a fully connected network: time is the median ratio over rounds in which the "
+            "steps take turns, the mean from one refresh to the next; FLOPs are the compiler's own figures, and the "
+            "formula's are those of the step and of 2t products of 2mn² for each layer."
+        ),
+    ),
+    "sweep_speed": _Costs(
+        SweepSpeed,
+        sweep_speed.cells,
+        "How fast is a sweep?",
+        lambda found: (
+            f"The same runs as one compiled program and as a Python loop over one jitted step, {found[0].steps} steps "
+            f"each; their final losses differ by at most {max(f.largest_difference for f in found):.0e} relatively."
+        ),
+    ),
+}
+KINDS = (*_EXPERIMENTS, *_COSTS)
 
 
 def kind(path: Path) -> str:
@@ -57,14 +110,8 @@ def section(name: str, source: Path, shown: str) -> str:
     rows = records.rows(source)
     if not rows:
         raise ValueError(f"{source} has no records.")
-    if name == "steps":
-        return _steps(rows, shown)
-    if name == "elementwise":
-        return _elementwise(rows, shown)
-    if name == "decay_costs":
-        return _decay_costs(rows, shown)
-    if name == "sweep_speed":
-        return _sweep_speed(rows, shown)
+    if name in _COSTS:
+        return _costs(_COSTS[name], rows, shown)
     return _experiment(_EXPERIMENTS[name], records.read(source), shown)
 
 
@@ -81,64 +128,11 @@ def _experiment(experiment: Experiment, runs: Sequence[Record], shown: str) -> s
     )
 
 
-def _steps(rows, shown):
-    fields = {field.name for field in dataclasses.fields(StepCost)}
-    costs = [StepCost(**{k: x for k, x in row.items() if k in fields}) for row in rows]
-    return _section(
-        "What does a step cost?",
-        "Beside a plain gradient step: time is the median ratio over rounds in which the steps take turns; FLOPs and "
-        "memory are the compiler's own figures (≥: a loop, counted for one turn); gradients and Hessian-vector "
-        "products are counted.",
-        steps.cells(costs),
-        "",
-        shown,
-        (row["environment"] for row in rows),
-    )
-
-
-def _elementwise(rows, shown):
-    fields = {field.name for field in dataclasses.fields(ElementwiseCost)}
-    costs = [ElementwiseCost(**{k: x for k, x in row.items() if k in fields}) for row in rows]
-    return _section(
-        "What does a step cost where memory traffic is the limit?",
-        f"{costs[0].size:,} parameters in float32 with donated buffers and a given gradient: time is the median ratio "
-        "to Adam, or to a softmax of the same array, over rounds in which the steps take turns; passes are the bytes "
-        "that the kernels read and write, temporaries and state copies the bytes they take, all / those of the "
-        "parameters.",
-        elementwise.cells(costs),
-        "",
-        shown,
-        (row["environment"] for row in rows),
-    )
-
-
-def _decay_costs(rows, shown):
-    fields = {field.name for field in dataclasses.fields(decay_costs.DecayCost)}
-    costs = [decay_costs.DecayCost(**{k: row[k] for k in fields}) for row in rows]
-    return _section(
-        "What does a decay of the norms cost?",
-        "Beside a plain step of a fully connected network: time is the median ratio over rounds in which the steps "
-        "take turns, the mean from one refresh to the next; FLOPs are the compiler's own figures, and the formula's "
-        "are those of the step and of 2t products of 2mn² for each layer.",
-        decay_costs.cells(costs),
-        "",
-        shown,
-        (row["environment"] for row in rows),
-    )
-
-
-def _sweep_speed(rows, shown):
-    found = [SweepSpeed(**{k: row[k] for k in SweepSpeed._fields}) for row in rows]
-    worst = max(f.largest_difference for f in found)
-    return _section(
-        "How fast is a sweep?",
-        f"The same runs as one compiled program and as a Python loop over one jitted step, {found[0].steps} steps "
-        f"each; their final losses differ by at most {worst:.0e} relatively.",
-        sweep_speed.cells(found),
-        "",
-        shown,
-        (row["environment"] for row in rows),
-    )
+def _costs(costs, rows, shown):
+    names = costs.row.__annotations__
+    found = [costs.row(**{k: x for k, x in row.items() if k in names}) for row in rows]
+    environments = (row["environment"] for row in rows)
+    return _section(costs.title, costs.text(found), costs.cells(found), "", shown, environments)
 
 
 def _section(

@@ -10,7 +10,6 @@ products. A gradient at a point and batch that the step has already seen is shar
 
 import collections
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -233,12 +232,7 @@ def cells(costs: Sequence[StepCost]) -> tuple[list[str], list[list[str]]]:
 
 def write(costs: Sequence[StepCost], folder: Path) -> Path:
     """Writes one JSON line a technique, with the machine; returns the path."""
-    path = folder / "steps.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    environment = records.environment()
-    lines = [json.dumps(dataclasses.asdict(c) | {"environment": environment}) for c in costs]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return path
+    return records.write_costs(folder / "steps.jsonl", map(dataclasses.asdict, costs))
 
 
 class _Ledger:

@@ -69,10 +69,7 @@ def cells(found: Sequence[SweepSpeed]) -> tuple[list[str], list[list[str]]]:
 
 def write(found: Sequence[SweepSpeed], folder: Path) -> Path:
     """Writes one JSON line a number of runs, with the machine; returns the path."""
-    path = folder / "sweep_speed.jsonl"
-    environment = records.environment()
-    records.write_rows(path, [f._asdict() | {"environment": environment} for f in found])
-    return path
+    return records.write_costs(folder / "sweep_speed.jsonl", (f._asdict() for f in found))
 
 
 def problem(epochs: int) -> Problem:
