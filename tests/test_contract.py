@@ -384,7 +384,8 @@ def test_none_scalar_and_empty_leaves(entry):
     expected, _ = train(step, optimizer, params, 2)
     found, state = train(step, optimizer, {**params, **holes}, 2)
     assert_finite(state)
-    chex.assert_trees_all_close(found, {**expected, **holes}, rtol=1e-5, atol=1e-6)
+    # Another program rounds otherwise, and conjugate gradients amplify it.
+    chex.assert_trees_all_close(found, {**expected, **holes}, rtol=1e-4, atol=1e-5)
 
     if "scalar leaf" in entry.refuses:
         scalar = {"s": jnp.float32(1)}
