@@ -247,17 +247,13 @@ def test_schedules_are_evaluated_at_the_number_of_updates_so_far(entry):
 
 
 @every_transform
-@pytest.mark.parametrize("companion", ["line search", "lbfgs"])
-def test_chains_with_the_value_fn_transforms_of_optax(entry, companion):
-    if companion == "line search":
-        search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
-        optimizer = optax.chain(entry.optimizer(), search)
-    elif entry.place is registry.alias or not entry.needs:
-        pytest.skip(
-            "L-BFGS is chained with what shares its value_fn and has no direction of its own"
-        )
+def test_chains_with_the_value_fn_transforms_of_optax(entry):
+    """With a line search; and with L-BFGS, where it shares its value_fn and has no direction of its own."""
+    search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
+    if entry.needs and entry.place is not registry.alias:
+        optimizer = entry.optimizer(optax.lbfgs(memory_size=3, linesearch=search))
     else:
-        optimizer = entry.optimizer(optax.lbfgs(memory_size=3))
+        optimizer = optax.chain(entry.optimizer(), search)
     params = params_of(entry)
     problem = problems.coupled(params)
 
