@@ -64,7 +64,7 @@ def adapt_scale(
     decay: optax.ScalarOrSchedule = 0.0,
     bounds: log_domain.Bounds | None = None,
     first_step: str | None = None,
-    warmup_steps: int = 1,
+    warmup_steps: int | None = None,
     max_relative_update: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer and learns by how much its updates are to be scaled.
@@ -104,8 +104,8 @@ def adapt_scale(
         there on a step is at most 1.1 times as long as the longest before it, since momentum amplifies a first step
         tenfold before a cosine tells. Under `vmap`, `init` belongs inside the `vmap`: the count then stays unbatched
         and later steps are spared the product.
-      warmup_steps: how many updates are measured so. The scale is the least that was found, and the steps grow
-        linearly up to it: on one batch a length may come out ten times too large.
+      warmup_steps: how many updates are measured so; None is one. The scale is the least that was found, and the
+        steps grow linearly up to it: on one batch a length may come out ten times too large.
       max_relative_update: the largest :math:`\|s u\| / \|\theta\|`, where parameters whose root mean square is below
         1e-2 count as that large; a number or a schedule.
 
@@ -152,9 +152,11 @@ def adapt_scale(
     log_domain.check_bounds(_NAME, "bounds", bounds)
     if first_step is not None:
         hyperparameters.check_choice(_NAME, "first_step", first_step, ("cauchy",))
-    hyperparameters.check_positive_integer(_NAME, "warmup_steps", warmup_steps)
-    if first_step is None and warmup_steps != 1:
-        raise ValueError(f"{_NAME}: `warmup_steps` needs `first_step`, got {warmup_steps!r}.")
+    if warmup_steps is not None:
+        hyperparameters.check_positive_integer(_NAME, "warmup_steps", warmup_steps)
+        if first_step is None:
+            raise ValueError(f"{_NAME}: `warmup_steps` needs `first_step`, got {warmup_steps!r}.")
+    num_measured = 1 if warmup_steps is None else warmup_steps
     if max_relative_update is not None:
         hyperparameters.check_scalar_or_schedule(
             _NAME, "max_relative_update", max_relative_update, above=0
@@ -183,7 +185,8 @@ def adapt_scale(
         reference = updates if params is None else params
         gradient = updates if grad is None else trees.mask_like(grad, reference)
         trees.check_like(_NAME, reference, updates=updates, grad=gradient)
-        trees.check_state_like(_NAME, reference, previous_updates=state.previous_updates)
+        check_state = trees.check_state_like if is_averaged else trees.check_like
+        check_state(_NAME, reference, previous_updates=state.previous_updates)
         if grad is not None:
             extra["grad"] = gradient
         # In float32 it overflows for entries beyond 1e19, whose squares would stay in Adam for ever.
@@ -217,20 +220,20 @@ def adapt_scale(
                 first_steps.measured_log_scale, value_fn, params, inner_updates, gradient
             )
             log_scale, measured_count = first_steps.measured(
-                measure, log_scale, state.count, measured_count, is_usable, warmup_steps
+                measure, log_scale, state.count, measured_count, is_usable, num_measured
             )
             # Momentum may amplify the steps tenfold before the first cosine tells that they are too long.
             limit = jnp.where(longest > 0, first_steps.GROWTH * longest, jnp.inf)
             log_scale = first_steps.limited_log_scale(log_scale, inner_updates, limit)
-            if warmup_steps > 1:
-                fraction = first_steps.ramp(state.count, measured_count, warmup_steps)
+            if num_measured > 1:
+                fraction = first_steps.ramp(state.count, measured_count, num_measured)
         if max_relative_update is not None:
             limit = hyperparameters.value_at(max_relative_update, state.count)
             limit = limit * first_steps.reach(params)
             log_scale = first_steps.limited_log_scale(log_scale, inner_updates, limit)
         if first_step == "cauchy":
             length = jnp.exp(first_steps.log_length(log_scale, inner_updates))
-            is_measured = measured_count >= warmup_steps
+            is_measured = measured_count >= num_measured
             longest = jnp.where(is_measured, jnp.maximum(longest, length), 0).astype(longest.dtype)
 
         def kept(new, old):
