@@ -21,10 +21,9 @@ from flax import nnx
 
 import optax_igr
 from benchmarks import records
+from benchmarks.steps import BATCH_SIZE, LEARNING_RATE, WIDTHS, network
 
-WIDTHS = (784, 1024, 1024, 1024, 10)
-BATCH_SIZE = 512
-COEFFICIENT, LEARNING_RATE = 1e-3, 0.01
+COEFFICIENT = 1e-3
 
 PLAIN, SVD = "plain step", "decay by SVD"
 
@@ -161,39 +160,13 @@ def write(costs: Sequence[DecayCost], folder: Path) -> Path:
     return records.write_costs(folder / "decay_costs.jsonl", map(dataclasses.asdict, costs))
 
 
-def _init(widths):
-    keys = jax.random.split(jax.random.key(0), len(widths) - 1)
-    return [
-        {"w": jax.random.normal(k, (m, n)) / jnp.sqrt(m), "b": jnp.zeros(n)}
-        for k, m, n in zip(keys, widths[:-1], widths[1:], strict=True)
-    ]
-
-
-def _examples(widths, batch_size):
-    keys = jax.random.split(jax.random.key(1))
-    return (
-        jax.random.normal(keys[0], (batch_size, widths[0])),
-        jax.random.randint(keys[1], (batch_size,), 0, widths[-1]),
-    )
-
-
-def _cross_entropy(logits, labels):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
-def _loss(params, batch):
-    x, labels = batch
-    for layer in params[:-1]:
-        x = jax.nn.relu(x @ layer["w"] + layer["b"][None])
-    return _cross_entropy(x @ params[-1]["w"] + params[-1]["b"][None], labels)
-
-
 def _decayed_step(name, decay, interval, products, widths, batch_size):
     optimizer = optax.chain(decay, optax.sgd(LEARNING_RATE))
-    begin = jax.jit(lambda: (params := _init(widths), optimizer.init(params)))
+    problem = network(widths, batch_size)
+    begin = jax.jit(lambda: (params := problem.init(jax.random.key(0)), optimizer.init(params)))
 
     def step(params, state, batch):
-        updates, state = optimizer.update(jax.grad(_loss)(params, batch), state, params)
+        updates, state = optimizer.update(jax.grad(problem.loss)(params, batch), state, params)
         return optax.apply_updates(params, updates), state
 
     return _compiled(name, step, begin, interval, products, widths, batch_size)
@@ -235,7 +208,8 @@ def _normalised_step(widths, batch_size):
     def step(params, rest, batch):
         def loss(params):
             model = nnx.merge(graphdef, params, rest, copy=True)
-            value = _cross_entropy(model(batch[0]), batch[1])
+            logits = model(batch["x"])
+            value = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
             return value, nnx.split(model, nnx.Param, ...)[2]
 
         gradient, rest = jax.grad(loss, has_aux=True)(params)
@@ -245,7 +219,7 @@ def _normalised_step(widths, batch_size):
 
 
 def _compiled(name, step, begin, interval, products, widths, batch_size):
-    batch = _examples(widths, batch_size)
+    batch = network(widths, batch_size).train
     arguments = jax.eval_shape(begin)
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments, batch).compile()
     analysis = compiled.cost_analysis()

@@ -114,7 +114,7 @@ def measure(
     names = [t.name for t in techniques]
     if BASELINE not in names:
         techniques = [TECHNIQUES[BASELINE], *techniques]
-    problem = _problem(widths, batch_size)
+    problem = network(widths, batch_size)
     compiled = {}
     for technique in techniques:
         progress(f"compiling {technique.name}")
@@ -126,7 +126,7 @@ def measure(
             compiled[name] = _compile(_BY_HAND[name](problem.loss), problem, ())
     seconds = _interleaved(compiled, rounds, progress)
     counts = {}
-    small = _problem((16, 16, 16, 10), 32)
+    small = network((16, 16, 16, 10), 32)
     for technique in techniques:
         progress(f"counting the gradients of {technique.name}")
         counts[technique.name] = count_gradients(small, technique, LEARNING_RATE)
@@ -296,7 +296,9 @@ def _example_batch(problem, step):
     return jax.tree.map(lambda x: x[first : first + problem.batch_size], problem.train)
 
 
-def _problem(widths, batch_size):
+def network(widths: Sequence[int], batch_size: int) -> Problem:
+    """Returns a fully connected ReLU network with one batch of random examples, `x` and `y`."""
+
     def init(key):
         keys = jax.random.split(key, len(widths) - 1)
         return [

@@ -22,7 +22,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_igr._core import exponential, hyperparameters, trees
-from optax_igr.step_size import buffers, gain, log_domain, scale
+from optax_igr.step_size import alignment, buffers, gain, log_domain
 
 _NAME = "egdd"
 
@@ -104,10 +104,10 @@ def egdd(
     hyperparameters.check_scalar_or_schedule(_NAME, "gain_rate", gain_rate)
     hyperparameters.check_scalar_or_schedule(_NAME, "scale_rate", scale_rate)
     hyperparameters.check_choice(_NAME, "gain_signal", gain_signal, gain.SIGNALS)
-    hyperparameters.check_choice(_NAME, "scale_signal", scale_signal, scale.SIGNALS)
+    hyperparameters.check_choice(_NAME, "scale_signal", scale_signal, alignment.SIGNALS)
     log_domain.check_bounds(_NAME, "gain_bounds", gain_bounds)
     log_domain.check_bounds(_NAME, "scale_bounds", scale_bounds)
-    hyperparameters.check_choice(_NAME, "granularity", granularity, scale.GRANULARITIES)
+    hyperparameters.check_choice(_NAME, "granularity", granularity, alignment.GRANULARITIES)
 
     def init(params):
         return EgddState(
@@ -116,7 +116,7 @@ def egdd(
             average=gain.wide_zeros_like(params),
             average_weight=jnp.zeros([], jnp.float32),
             velocity=gain.wide_zeros_like(params),
-            log_scale=scale.initial_log_scale(params, granularity),
+            log_scale=alignment.initial_log_scale(params, granularity),
         )
 
     def update(updates, state, params=None, *, grad=None, **unused):
@@ -136,7 +136,7 @@ def egdd(
             for value in (learning_rate, momentum, ema, gain_rate, scale_rate)
         )
         # The previous step was minus the velocity, and every signal is odd in the step.
-        log_scale = scale.next_log_scale(
+        log_scale = alignment.next_log_scale(
             scale_signal,
             state.log_scale,
             state.velocity,
@@ -162,8 +162,8 @@ def egdd(
             moved = weight * v + jnp.asarray(rate, n.dtype) * (exponential.exp(n) * g)
             return buffers.written_once(moved, log_s, n)
 
-        velocity = scale.map_scaled(next_velocity, log_scale, state.velocity, log_gain, updates)
-        stepped = scale.map_scaled(
+        velocity = alignment.map_scaled(next_velocity, log_scale, state.velocity, log_gain, updates)
+        stepped = alignment.map_scaled(
             lambda log_s, v, u: (-jnp.exp(log_s) * v).astype(u.dtype), log_scale, velocity, updates
         )
         return stepped, EgddState(
