@@ -42,14 +42,14 @@ _NAME = "adapt_scale"
 class AdaptScaleState(NamedTuple):
     r"""The number of updates, :math:`\log s`, the inner optimizer's last updates and its state.
 
-    With `ema` the last updates are the sum of all, with the weights :math:`\beta^k`. `measured_count` of the first
-    steps have been measured, `longest_step` is the largest :math:`\|s u\|` since.
+    With `ema` the last updates are the sum of all, with the weights :math:`\beta^k`. `measurements` holds how many of
+    the first steps have been measured and what was found, `longest_step` the largest :math:`\|s u\|` since.
     """
 
     count: ArrayLike
     log_scale: chex.ArrayTree
     previous_updates: chex.ArrayTree
-    measured_count: ArrayLike
+    measurements: first_steps.Measurements
     longest_step: ArrayLike
     inner_state: optax.OptState
 
@@ -173,7 +173,7 @@ def adapt_scale(
             previous_updates=jax.tree.map(
                 lambda p: jnp.zeros_like(p, trees.widened(p.dtype) if is_averaged else None), params
             ),
-            measured_count=jnp.zeros([], jnp.int32),
+            measurements=first_steps.no_measurements(trees.scalar_dtype(params)),
             longest_step=jnp.zeros([], trees.scalar_dtype(params)),
             inner_state=inner.init(params),
         )
@@ -212,29 +212,34 @@ def adapt_scale(
             lambda: (jax.tree.map(jnp.zeros_like, reference), state.inner_state),
         )
 
-        measured_count, longest = state.measured_count, state.longest_step
+        measurements, longest = state.measurements, state.longest_step
         fraction = None
         if first_step == "cauchy":
             curved = extra.get("curvature_value_fn")
             value_fn = extra["value_fn"] if curved is None else curved
             measure = functools.partial(
-                first_steps.measured_log_scale, value_fn, params, inner_updates, gradient
+                first_steps.measured_log_scale,
+                value_fn,
+                params,
+                inner_updates,
+                state.previous_updates,
+                gradient,
             )
-            log_scale, measured_count = first_steps.measured(
-                measure, log_scale, state.count, measured_count, is_usable, num_measured
+            log_scale, measurements = first_steps.measured(
+                measure, log_scale, state.count, measurements, is_usable, num_measured
             )
             # Momentum may amplify the steps tenfold before the first cosine tells that they are too long.
             limit = jnp.where(longest > 0, first_steps.GROWTH * longest, jnp.inf)
             log_scale = first_steps.limited_log_scale(log_scale, inner_updates, limit)
             if num_measured > 1:
-                fraction = first_steps.ramp(state.count, measured_count, num_measured)
+                fraction = first_steps.ramp(state.count, measurements.count, num_measured)
         if max_relative_update is not None:
             limit = hyperparameters.value_at(max_relative_update, state.count)
             limit = limit * first_steps.reach(params)
             log_scale = first_steps.limited_log_scale(log_scale, inner_updates, limit)
         if first_step == "cauchy":
             length = jnp.exp(first_steps.log_length(log_scale, inner_updates))
-            is_measured = measured_count >= num_measured
+            is_measured = measurements.count >= num_measured
             longest = jnp.where(is_measured, jnp.maximum(longest, length), 0).astype(longest.dtype)
 
         def kept(new, old):
@@ -251,7 +256,7 @@ def adapt_scale(
             count=optax.safe_increment(state.count),
             log_scale=kept(log_scale, state.log_scale),
             previous_updates=previous,
-            measured_count=kept(measured_count, state.measured_count),
+            measurements=kept(measurements, state.measurements),
             longest_step=kept(longest, state.longest_step),
             inner_state=inner_state,
         )
