@@ -51,7 +51,7 @@ def measured_log_scale(
     log_scale: chex.ArrayTree,
     measurements: Measurements,
 ) -> tuple[chex.ArrayTree, Measurements]:
-    r"""Returns the logarithm of :math:`|\sum d^\top g| / (\|v\| \sum |d^\top H d|)` and the sums, with this batch in them.
+    r"""Returns the logarithm of :math:`|\sum d^\top g| / (\|v\| \sum |d^\top H d|)`, and the sums so far.
 
     At first v is the update, then the way so far, and :math:`d = v / \|v\|`. Where the curvature is negative its size
     is still a measure of the length over which the gradient changes. Where nothing can be measured all stays.
