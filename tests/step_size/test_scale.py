@@ -401,3 +401,22 @@ def test_an_option_asks_for_the_parameters_it_needs(option):
     optimizer = optax_igr.adapt_scale(optax.sgd(0.1), 0.1, **option)
     with pytest.raises(ValueError, match="adapt_scale needs the current parameters"):
         optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))
+
+
+def test_more_measurements_need_no_copy_of_the_way():
+    def temporaries(warmup_steps):
+        optimizer = optax_igr.adapt_scale(
+            optax.adam(0.1), 0.1, ema=0.9, first_step="cauchy", warmup_steps=warmup_steps
+        )
+
+        def step(params, state, gradient):
+            updates, state = optimizer.update(
+                gradient, state, params, value_fn=lambda p: jnp.sum(jnp.sin(p))
+            )
+            return optax.apply_updates(params, updates), state
+
+        params = jnp.ones(100_000)
+        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), params)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(5) < temporaries(1) + 0.1 * jnp.ones(100_000).nbytes
