@@ -22,6 +22,7 @@ RATES = tuple(10.0**k for k in range(-6, 3))
 SETTING = {
     "scale_rate": 0.8,
     "ema": 0.995,
+    "decay": 0.001,
     "first_step": "cauchy",
     "warmup_steps": 5,
     "max_relative_update": 0.1,

@@ -66,17 +66,21 @@ def next_log_scale(
     rate: hyperparameters.Scalar,
     decay: hyperparameters.Scalar,
     bounds: log_domain.Bounds | None,
+    log_centre: chex.ArrayTree | None = None,
 ) -> chex.ArrayTree:
-    """Returns the log-scale, or that of each leaf, after the gradient that followed a step."""
+    """Returns the log-scale, or that of each leaf, after the gradient that followed a step.
 
-    def moved(log_s, u, g):
-        return log_domain.step(
-            log_s, scale_signal(signal, u, g, jnp.exp(log_s)), rate, decay, bounds
-        )
+    It decays towards `log_centre`, a tree like `log_scale`, or towards zero.
+    """
 
+    def moved(log_s, u, g, centre=None):
+        signals = scale_signal(signal, u, g, jnp.exp(log_s))
+        return log_domain.step(log_s, signals, rate, decay, bounds, centre)
+
+    centres = () if log_centre is None else (log_centre,)
     if isinstance(log_scale, jax.Array):
-        return moved(log_scale, step, gradient)
-    return jax.tree.map(moved, log_scale, step, gradient)
+        return moved(log_scale, step, gradient, *centres)
+    return jax.tree.map(moved, log_scale, step, gradient, *centres)
 
 
 def accumulated(

@@ -2,8 +2,8 @@ r"""Positive quantities that are learned by exponentiated gradients, kept as the
 
 .. math:: \log x \leftarrow \mathrm{clip}\big( (1 - \lambda) \log x + \gamma\,m,\ \log a,\ \log b \big)
 
-is the exponentiated-gradient step :math:`x \leftarrow x \exp(\gamma m)` with a decay :math:`\lambda` towards one,
-without which zero-mean signals make :math:`\log x` a random walk.
+is the exponentiated-gradient step :math:`x \leftarrow x \exp(\gamma m)` with a decay :math:`\lambda` towards one, or
+towards another centre, without which zero-mean signals make :math:`\log x` a random walk.
 """
 
 import math
@@ -38,11 +38,18 @@ def check_bounds(transform: str, name: str, bounds: Any) -> None:
 
 
 def step(
-    log_value: jax.Array, signal: jax.Array, rate: Scalar, decay: Scalar, bounds: Bounds | None
+    log_value: jax.Array,
+    signal: jax.Array,
+    rate: Scalar,
+    decay: Scalar,
+    bounds: Bounds | None,
+    log_centre: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the next logarithm, in the dtype of `log_value`; a non-finite signal counts as zero."""
     dtype = log_value.dtype
     signal = jnp.where(jnp.isfinite(signal), signal, 0).astype(dtype)
     moved = (1 - jnp.asarray(decay, dtype)) * log_value + jnp.asarray(rate, dtype) * signal
+    if log_centre is not None:
+        moved = moved + jnp.asarray(decay, dtype) * log_centre
     low, high = (-LIMIT, LIMIT) if bounds is None else map(math.log, bounds)
     return jnp.clip(moved, max(low, -LIMIT), min(high, LIMIT))

@@ -43,13 +43,15 @@ class AdaptScaleState(NamedTuple):
     r"""The number of updates, :math:`\log s`, the inner optimizer's last updates and its state.
 
     With `ema` the last updates are the sum of all, with the weights :math:`\beta^k`. `measurements` holds how many of
-    the first steps have been measured and what was found, `longest_step` the largest :math:`\|s u\|` since.
+    the first steps have been measured and what was found, `measured_log_scale` the log-scale after the last of them,
+    `longest_step` the largest :math:`\|s u\|` since.
     """
 
     count: ArrayLike
     log_scale: chex.ArrayTree
     previous_updates: chex.ArrayTree
     measurements: first_steps.Measurements
+    measured_log_scale: chex.ArrayTree
     longest_step: ArrayLike
     inner_state: optax.OptState
 
@@ -86,10 +88,11 @@ def adapt_scale(
       search finds.
 
     .. note::
-      Together (scale rate 0.8, `ema` 0.995, five measured steps, a cap of 0.1) and before a schedule that decays to
-      zero they replace the search for a rate. None is enough alone: on a ReLU network of seven layers a first batch
-      found a length a hundred times too large, which only the cap survived; the cap alone rescues every rate that is
-      too large and none that is far too small; and without further measured steps heavy ball fails on small batches.
+      Together (scale rate 0.8, `ema` 0.995, decay 0.001, five measured steps, a cap of 0.1) and before a schedule that
+      decays to zero they replace the search for a rate. None is enough alone: on a ReLU network of seven layers a first
+      batch found a length a hundred times too large, which only the cap survived; the cap alone rescues every rate that
+      is too large and none that is far too small; without further measured steps heavy ball fails on small batches, and
+      without the decay the scale of a long run grows until it breaks, where the gradients have all but vanished.
 
     Args:
       inner: any optimizer, the sign of descent included. It gets all extra arguments.
@@ -100,7 +103,8 @@ def adapt_scale(
         the exact derivative of the loss, in its unit.
       ema: :math:`\beta`, in [0, 1): where it is not 0 the gradient is compared with
         :math:`\sum_k \beta^k u_{t-1-k}`, the way of the last :math:`1/(1-\beta)` steps; a number or a schedule.
-      decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1).
+      decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1); with a measured first
+        step the fraction of its distance from what was measured.
       bounds: the least and the largest learned scale. Without them it stays within exp(±80).
       first_step: None or `cauchy`, measured at the first of a hundred updates that is neither zero nor broken. From
         there on a step is at most 1.1 times as long as the longest before it, since momentum amplifies a first step
@@ -177,6 +181,7 @@ def adapt_scale(
                 lambda p: jnp.zeros_like(p, trees.widened(p.dtype) if is_averaged else None), params
             ),
             measurements=first_steps.no_measurements(trees.scalar_dtype(params)),
+            measured_log_scale=initial_log_scale(params, granularity),
             longest_step=jnp.zeros([], trees.scalar_dtype(params)),
             inner_state=inner.init(params),
         )
@@ -200,7 +205,14 @@ def adapt_scale(
             hyperparameters.value_at(value, state.count) for value in (scale_rate, decay, ema)
         )
         log_scale = next_log_scale(
-            signal, state.log_scale, state.previous_updates, gradient, rate, decay_now, bounds
+            signal,
+            state.log_scale,
+            state.previous_updates,
+            gradient,
+            rate,
+            decay_now,
+            bounds,
+            state.measured_log_scale if first_step is not None else None,
         )
 
         def advance():
@@ -240,7 +252,10 @@ def adapt_scale(
             limit = hyperparameters.value_at(max_relative_update, state.count)
             limit = limit * first_steps.reach(params)
             log_scale = first_steps.limited_log_scale(log_scale, inner_updates, limit)
+        centre = state.measured_log_scale
         if first_step == "cauchy":
+            is_new = measurements.count > state.measurements.count
+            centre = jax.tree.map(lambda new, old: jnp.where(is_new, new, old), log_scale, centre)
             length = jnp.exp(first_steps.log_length(log_scale, inner_updates))
             is_measured = measurements.count >= num_measured
             longest = jnp.where(is_measured, jnp.maximum(longest, length), 0).astype(longest.dtype)
@@ -262,6 +277,7 @@ def adapt_scale(
             log_scale=kept(log_scale, state.log_scale),
             previous_updates=previous,
             measurements=kept(measurements, state.measurements),
+            measured_log_scale=kept(centre, state.measured_log_scale),
             longest_step=kept(longest, state.longest_step),
             inner_state=inner_state,
         )

@@ -202,6 +202,22 @@ def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
     np.testing.assert_allclose(updates, -1.1 * params, rtol=1e-9)
 
 
+def test_the_log_scale_decays_towards_what_was_measured():
+    optimizer = optax_igr.adapt_scale(
+        optax.sgd(1e-3), 0.3, signal="sign", decay=0.1, first_step="cauchy"
+    )
+    params = jnp.ones(1)
+    state = optimizer.init(params)
+    update = jax.jit(
+        lambda g, s: optimizer.update(g, s, params, value_fn=lambda p: 2 * jnp.sum(p**2))
+    )
+    for t in range(6):
+        _, state = update((-1.0) ** t * params, state)
+        # A curvature of 4 at a rate of 1e-3 measures 250; each turn of the gradient takes 0.3 off.
+        expected = np.log(250) - 0.3 * (1 - 0.9**t) / 0.1
+        np.testing.assert_allclose(state.log_scale, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_the_first_steps_grow_up_to_the_length_that_their_way_has_on_the_next_batches(ema):
     num_measured, rate = 4, 1e-3
