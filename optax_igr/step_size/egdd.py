@@ -145,6 +145,7 @@ def egdd(
             0.0,
             scale_bounds,
         )
+        never = buffers.never(state.count)
         log_gain = gain.next_log_gain(
             gain_signal,
             state.log_gain,
@@ -154,13 +155,14 @@ def egdd(
             gain_rate_now,
             0.0,
             gain_bounds,
+            never,
         )
 
         def next_velocity(log_s, v, n, g):
             weight = jnp.asarray(momentum_now, n.dtype)
             g = jnp.where(jnp.isfinite(g), g, 0).astype(v.dtype)
             moved = weight * v + jnp.asarray(rate, n.dtype) * (exponential.exp(n) * g)
-            return buffers.written_once(moved, log_s, n)
+            return buffers.written_once(moved, never, log_s)
 
         velocity = alignment.map_scaled(next_velocity, log_scale, state.velocity, log_gain, updates)
         stepped = alignment.map_scaled(
@@ -169,7 +171,7 @@ def egdd(
         return stepped, EgddState(
             count=optax.safe_increment(state.count),
             log_gain=log_gain,
-            average=gain.next_averages(state.average, gradient, ema_now, log_gain),
+            average=gain.next_averages(state.average, gradient, ema_now, log_gain, never),
             average_weight=gain.next_weight(state.average_weight, ema_now),
             velocity=velocity,
             log_scale=log_scale,

@@ -156,6 +156,7 @@ def scale_by_gain(
         gain_rate_now, ema_now, decay_now = (
             hyperparameters.value_at(value, state.count) for value in (gain_rate, ema, decay)
         )
+        never = buffers.never(state.count)
         log_gain = next_log_gain(
             signal,
             state.log_gain,
@@ -165,6 +166,7 @@ def scale_by_gain(
             gain_rate_now,
             decay_now,
             bounds,
+            never,
         )
         scaled = jax.tree.map(
             lambda n, u: (exponential.exp(n) * u).astype(u.dtype), log_gain, updates
@@ -172,7 +174,7 @@ def scale_by_gain(
         new_state = ScaleByGainState(
             count=optax.safe_increment(state.count),
             log_gain=log_gain,
-            average=next_averages(state.average, gradient, ema_now, log_gain),
+            average=next_averages(state.average, gradient, ema_now, log_gain, never),
             average_weight=next_weight(state.average_weight, ema_now),
         )
         return scaled, new_state
@@ -189,6 +191,7 @@ def next_log_gain(
     rate: hyperparameters.Scalar,
     decay: hyperparameters.Scalar,
     bounds: log_domain.Bounds | None,
+    never: jax.Array,
 ) -> chex.ArrayTree:
     """Returns the log-gain after one more gradient, from the average of those before it."""
     weight = jnp.asarray(average_weight)
@@ -198,7 +201,7 @@ def next_log_gain(
         agreement = gain_signal(signal, past, g.astype(past.dtype))
         if signal == "product":
             agreement = correction.astype(n.dtype) * agreement
-        return buffers.written_once(log_domain.step(n, agreement, rate, decay, bounds))
+        return buffers.written_once(log_domain.step(n, agreement, rate, decay, bounds), never)
 
     return jax.tree.map(moved, log_gain, average, gradient)
 
@@ -208,10 +211,14 @@ def next_averages(
     gradient: chex.ArrayTree,
     ema: hyperparameters.Scalar,
     log_gain: chex.ArrayTree,
+    never: jax.Array,
 ) -> chex.ArrayTree:
     """Returns the averages of all leaves, written when the new log-gain has read the old ones."""
     return jax.tree.map(
-        lambda a, g, n: buffers.after(next_average(a, g, ema), n), average, gradient, log_gain
+        lambda a, g, n: buffers.after(next_average(a, g, ema), never, n),
+        average,
+        gradient,
+        log_gain,
     )
 
 
