@@ -146,17 +146,13 @@ def egdd(
             scale_bounds,
         )
         never = buffers.never(state.count)
-        log_gain = gain.next_log_gain(
-            gain_signal,
-            state.log_gain,
-            state.average,
-            state.average_weight,
-            gradient,
-            gain_rate_now,
-            0.0,
-            gain_bounds,
-            never,
-        )
+
+        def next_log_gain(log_s, n, average, g):
+            n = gain.next_log_gain(
+                gain_signal, n, average, state.average_weight, g, gain_rate_now, 0.0, gain_bounds
+            )
+            # One after the other: beside this the inner products of the scale would wait for memory.
+            return buffers.written_once(n, never, log_s)
 
         def next_velocity(log_s, v, n, g):
             weight = jnp.asarray(momentum_now, n.dtype)
@@ -164,6 +160,9 @@ def egdd(
             moved = weight * v + jnp.asarray(rate, n.dtype) * (exponential.exp(n) * g)
             return buffers.written_once(moved, never, log_s)
 
+        log_gain = alignment.map_scaled(
+            next_log_gain, log_scale, state.log_gain, state.average, gradient
+        )
         velocity = alignment.map_scaled(next_velocity, log_scale, state.velocity, log_gain, updates)
         stepped = alignment.map_scaled(
             lambda log_s, v, u: (-jnp.exp(log_s) * v).astype(u.dtype), log_scale, velocity, updates

@@ -157,17 +157,14 @@ def scale_by_gain(
             hyperparameters.value_at(value, state.count) for value in (gain_rate, ema, decay)
         )
         never = buffers.never(state.count)
-        log_gain = next_log_gain(
-            signal,
-            state.log_gain,
-            state.average,
-            state.average_weight,
-            gradient,
-            gain_rate_now,
-            decay_now,
-            bounds,
-            never,
-        )
+
+        def moved(n, average, g):
+            n = next_log_gain(
+                signal, n, average, state.average_weight, g, gain_rate_now, decay_now, bounds
+            )
+            return buffers.written_once(n, never)
+
+        log_gain = jax.tree.map(moved, state.log_gain, state.average, gradient)
         scaled = jax.tree.map(
             lambda n, u: (exponential.exp(n) * u).astype(u.dtype), log_gain, updates
         )
@@ -184,26 +181,20 @@ def scale_by_gain(
 
 def next_log_gain(
     signal: str,
-    log_gain: chex.ArrayTree,
-    average: chex.ArrayTree,
+    log_gain: jax.Array,
+    average: jax.Array,
     average_weight: ArrayLike,
-    gradient: chex.ArrayTree,
+    gradient: jax.Array,
     rate: hyperparameters.Scalar,
     decay: hyperparameters.Scalar,
     bounds: log_domain.Bounds | None,
-    never: jax.Array,
-) -> chex.ArrayTree:
-    """Returns the log-gain after one more gradient, from the average of those before it."""
-    weight = jnp.asarray(average_weight)
-    correction = 1 / jnp.where(weight > 0, weight, 1)
-
-    def moved(n, past, g):
-        agreement = gain_signal(signal, past, g.astype(past.dtype))
-        if signal == "product":
-            agreement = correction.astype(n.dtype) * agreement
-        return buffers.written_once(log_domain.step(n, agreement, rate, decay, bounds), never)
-
-    return jax.tree.map(moved, log_gain, average, gradient)
+) -> jax.Array:
+    """Returns the log-gain of one leaf after one more gradient, from the average of those before it."""
+    agreement = gain_signal(signal, average, gradient.astype(average.dtype))
+    if signal == "product":
+        weight = jnp.asarray(average_weight)
+        agreement = (1 / jnp.where(weight > 0, weight, 1)).astype(log_gain.dtype) * agreement
+    return log_domain.step(log_gain, agreement, rate, decay, bounds)
 
 
 def next_averages(
