@@ -151,7 +151,7 @@ def egdd(
             n = gain.next_log_gain(
                 gain_signal, n, average, state.average_weight, g, gain_rate_now, 0.0, gain_bounds
             )
-            # One after the other: beside this the inner products of the scale would wait for memory.
+            # Beside the inner products of the scale it would compete with them for memory.
             return buffers.written_once(n, never, log_s)
 
         def next_velocity(log_s, v, n, g):
