@@ -88,11 +88,13 @@ def egdd(
       >>> optimizer = optax_igr.egdd(0.02)
       >>> params = jnp.ones(2)
       >>> state = optimizer.init(params)
-      >>> for _ in range(100):
+      >>> for _ in range(200):
       ...     updates, state = optimizer.update(jax.grad(value_fn)(params), state, params)
       ...     params = optax.apply_updates(params, updates)
-      >>> print(f"loss {value_fn(params):.0E} (heavy ball: 5E-03)")
-      loss 3E-03 (heavy ball: 5E-03)
+      >>> print(f"loss {value_fn(params):.0E} (heavy ball: 2E-03)")
+      loss 3E-05 (heavy ball: 2E-03)
+      >>> print([f"{gain:.1f}" for gain in jnp.exp(optax.tree.get(state, "log_gain"))])
+      ['1.2', '7.3']
 
     References:
       Amid et al, `Step-size Adaptation Using Exponentiated Gradient Updates
