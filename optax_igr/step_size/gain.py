@@ -106,7 +106,7 @@ def scale_by_gain(
       signal: `product`, `sign` or `normalized`.
       ema: the decay rate of the average of past gradients, in [0, 1).
       decay: :math:`\lambda`, the fraction of the log-gain that is lost in a step, in [0, 1).
-      bounds: the least and the largest gain. Without them the gain stays within exp(±80).
+      bounds: the least and the largest gain, within exp(±80); None is these two.
 
     Returns:
       A transform that uses `grad` if it is given. The gain is in the state, in float32 or wider:

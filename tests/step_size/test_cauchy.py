@@ -141,10 +141,37 @@ def test_a_direction_of_ascent_is_not_turned_round():
     assert int(state.rejected_count) == 1
 
 
-def test_bounds_hold():
-    transform = optax_igr.scale_by_cauchy_step(bounds=(1e-3, 0.01))
-    updates, _ = one_update(transform)
-    np.testing.assert_allclose(updates, 0.01 * (HESSIAN @ START), rtol=1e-9)
+@pytest.mark.parametrize("rule", ["minimal_residual", "geometric_mean"])
+def test_a_length_that_points_backwards_is_rejected(rule):
+    # uᵀg and uᵀHu are positive, and gᵀHu is not.
+    hessian, gradient = jnp.diag(jnp.array([1.0, 100.0])), jnp.array([1.0, -0.05])
+    params = jnp.linalg.solve(hessian, gradient)
+    transform = optax_igr.scale_by_cauchy_step(rule=rule, fallback=0.5)
+    updates, state = one_update(
+        transform, params, lambda p: p @ hessian @ p / 2, updates=jnp.ones(2), grad=gradient
+    )
+    np.testing.assert_allclose(updates, 0.5, rtol=1e-12)
+    assert int(state.rejected_count) == 1
+
+
+def test_a_length_that_overflows_is_rejected():
+    transform = optax_igr.scale_by_cauchy_step(fallback=0.5)
+    params = jnp.ones(1, jnp.float32)
+    updates, state = one_update(
+        transform,
+        params,
+        lambda p: 5e-32 * jnp.sum(p**2),
+        updates=1e-3 * params,
+        grad=1e5 * params,
+    )
+    np.testing.assert_allclose(updates, 0.5e-3, rtol=1e-6)
+    assert (int(state.rejected_count), float(state.average_length)) == (1, 0)
+
+
+@pytest.mark.parametrize(("bounds", "length"), [((1e-3, 0.01), 0.01), ((3.0, 5.0), 3.0)])
+def test_bounds_hold(bounds, length):
+    updates, _ = one_update(optax_igr.scale_by_cauchy_step(bounds=bounds))
+    np.testing.assert_allclose(updates, length * (HESSIAN @ START), rtol=1e-9)
 
 
 def test_a_difference_approaches_the_exact_length():

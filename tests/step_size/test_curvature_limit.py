@@ -58,8 +58,22 @@ def test_a_step_of_ascent_passes_unchanged_and_is_counted():
     updates, state = limited(1e3 * GRADIENT)
     np.testing.assert_array_equal(updates, 1e3 * GRADIENT)
     assert (int(state.ascent_count), int(state.limited_count)) == (1, 0)
+    across = jnp.cross(GRADIENT, PARAMS)
+    updates, state = limited(across, grad=GRADIENT)
+    np.testing.assert_array_equal(updates, across)
+    assert (int(state.ascent_count), float(state.curvature_ratio)) == (1, 0)
     _, state = limited(jnp.zeros(3))
     assert (int(state.ascent_count), int(state.limited_count)) == (0, 0)
+
+
+def test_the_state_counts_over_all_updates():
+    transform = optax_igr.limit_by_curvature()
+    state = transform.init(PARAMS)
+    update = jax.jit(lambda u, s: transform.update(u, s, PARAMS, value_fn=value_fn))
+    for rate in (1.0, 1e-3, 1.0, -1.0, -1.0):
+        _, state = update(-rate * GRADIENT, state)
+    counts = (state.count, state.limited_count, state.ascent_count)
+    assert tuple(map(int, counts)) == (5, 2, 2)
 
 
 def test_negative_curvature_sets_no_limit():
