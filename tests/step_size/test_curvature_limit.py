@@ -66,6 +66,13 @@ def test_a_step_of_ascent_passes_unchanged_and_is_counted():
     assert (int(state.ascent_count), int(state.limited_count)) == (0, 0)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_broken_gradient_leaves_the_ratio_finite(bad):
+    gradient = GRADIENT.at[0].set(bad)
+    _, state = limited(-gradient, grad=gradient)
+    assert (float(state.curvature_ratio), int(state.limited_count)) == (0, 0)
+
+
 def test_the_state_counts_over_all_updates():
     transform = optax_igr.limit_by_curvature()
     state = transform.init(PARAMS)
@@ -90,6 +97,8 @@ def test_the_raw_gradient_and_the_curvature_may_be_given():
     derived, _ = limited(-GRADIENT)
     given, _ = limited(-GRADIENT, grad=GRADIENT)
     np.testing.assert_allclose(given, derived, rtol=1e-12)
+    steeper, _ = limited(-GRADIENT, grad=2 * GRADIENT)
+    np.testing.assert_allclose(steeper, 2 * derived, rtol=1e-12)
     halved, _ = limited(-GRADIENT, curvature_value_fn=lambda p: 2 * value_fn(p))
     np.testing.assert_allclose(halved, derived / 2, rtol=1e-12)
 
