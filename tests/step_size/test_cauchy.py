@@ -141,14 +141,21 @@ def test_a_direction_of_ascent_is_not_turned_round():
     assert int(state.rejected_count) == 1
 
 
+@pytest.mark.parametrize(
+    ("curvatures", "gradient"),
+    [((1.0, 100.0), (1.0, -0.05)), ((1.0, 100.0), (-1.0, 0.05)), ((1.0, -2.0), (3.0, -1.0))],
+    ids=["gᵀHu < 0", "uᵀg < 0", "uᵀHu < 0"],
+)
 @pytest.mark.parametrize("rule", ["minimal_residual", "geometric_mean"])
-def test_a_length_that_points_backwards_is_rejected(rule):
-    # uᵀg and uᵀHu are positive, and gᵀHu is not.
-    hessian, gradient = jnp.diag(jnp.array([1.0, 100.0])), jnp.array([1.0, -0.05])
-    params = jnp.linalg.solve(hessian, gradient)
+def test_every_rule_needs_a_slope_and_a_curvature_that_are_positive(rule, curvatures, gradient):
+    # In each case the two other products are positive.
     transform = optax_igr.scale_by_cauchy_step(rule=rule, fallback=0.5)
     updates, state = one_update(
-        transform, params, lambda p: p @ hessian @ p / 2, updates=jnp.ones(2), grad=gradient
+        transform,
+        jnp.ones(2),
+        lambda p: jnp.sum(jnp.array(curvatures) * p**2) / 2,
+        updates=jnp.ones(2),
+        grad=jnp.array(gradient),
     )
     np.testing.assert_allclose(updates, 0.5, rtol=1e-12)
     assert int(state.rejected_count) == 1
