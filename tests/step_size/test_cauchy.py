@@ -191,6 +191,28 @@ def test_a_difference_approaches_the_exact_length():
     assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.05)
 
 
+def test_schedules_are_evaluated_at_the_number_of_updates_so_far():
+    def factors(value_fn, **arguments):
+        transform = optax_igr.scale_by_cauchy_step(**arguments)
+        params = jnp.array([1.5])
+        update = jax.jit(
+            lambda s: transform.update(jnp.ones(1), s, params, grad=params, value_fn=value_fn)
+        )
+        state = transform.init(params)
+        for _ in range(2):
+            updates, state = update(state)
+            yield float(updates[0])
+
+    # A linear loss has no curvature, and the fallback is in force.
+    np.testing.assert_allclose(list(factors(jnp.sum, fallback=lambda t: 3.0 + t)), [3, 4])
+    # A forward difference of 4 p³ over r is 12 p² + 12 p r + 4 r².
+    found = factors(
+        lambda p: jnp.sum(p**4), hvp="forward_difference", radius=lambda t: 0.1 / (1 + t)
+    )
+    expected = [1.5 / (27 + 18 * r + 4 * r**2) for r in (0.1, 0.05)]
+    np.testing.assert_allclose(list(found), expected, rtol=1e-6)
+
+
 def test_integer_parameters_are_constants():
     params = {"w": jnp.array([3.0]), "n": jnp.array([2])}
     direction = {"w": jnp.array([1.0]), "n": jnp.zeros([1], int)}

@@ -66,6 +66,29 @@ def test_a_step_of_ascent_passes_unchanged_and_is_counted():
     assert (int(state.ascent_count), int(state.limited_count)) == (0, 0)
 
 
+def test_schedules_are_evaluated_at_the_number_of_updates_so_far():
+    def factors(value_fn, fraction=0.5, **arguments):
+        transform = optax_igr.limit_by_curvature(fraction, **arguments)
+        params = jnp.array([1.5])
+        update = jax.jit(
+            lambda s: transform.update(-jnp.ones(1), s, params, grad=params, value_fn=value_fn)
+        )
+        state = transform.init(params)
+        for _ in range(2):
+            updates, state = update(state)
+            yield -float(updates[0])
+
+    # κ = 12 / 1.5 = 8, and 2 f / κ.
+    found = factors(lambda p: 6 * jnp.sum(p**2), lambda t: 0.25 * (1 + t))
+    np.testing.assert_allclose(list(found), [0.0625, 0.125], rtol=1e-6)
+    # The difference of 4 p³ over r along u, which points down, is 12 p² - 12 p r + 4 r².
+    found = factors(
+        lambda p: jnp.sum(p**4), hvp="forward_difference", radius=lambda t: 0.1 / (1 + t)
+    )
+    expected = [1.5 / (27 - 18 * r + 4 * r**2) for r in (0.1, 0.05)]
+    np.testing.assert_allclose(list(found), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_broken_gradient_leaves_the_ratio_finite(bad):
     gradient = GRADIENT.at[0].set(bad)
