@@ -45,11 +45,10 @@ def gain_signal(signal: str, past: jax.Array, gradient: jax.Array) -> jax.Array:
     with the n entries of the leaf, so that its mean is the cosine. A complex entry counts by its real inner product.
     """
     if signal == "sign":
-        # The product of two small numbers may be zero where the product of their signs is not.
-        agreement = jnp.real(jnp.conj(jnp.sign(past)) * jnp.sign(gradient))
-        agreement = jnp.sign(agreement) if jnp.iscomplexobj(past) else agreement
+        # The product of two small numbers may be zero where that with a sign is not.
+        agreement = jnp.real(jnp.conj(jnp.sign(past)) * gradient)
         # Infinity has a sign, and says nothing.
-        return jnp.where(jnp.isfinite(gradient), agreement, 0)
+        return jnp.sign(jnp.where(jnp.isfinite(gradient), agreement, 0))
     if signal == "normalized":
         past, gradient = trees.unit(past)[0], trees.unit(gradient)[0]
         return gradient.size * jnp.real(jnp.conj(past) * gradient)
