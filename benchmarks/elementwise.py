@@ -2,8 +2,8 @@
 
 The gradient is given, parameters and state are donated, and a step is the optimizer and the addition of its updates.
 Passes are the bytes that the compiled kernels read and write / those of the parameters: a kernel that needs an array
-again reads it again. Times are medians over rounds in which the steps take turns, each as a ratio to its baseline in
-the same round.
+again reads it again, and one that only waits for an array (`step_size/buffers.py`) counts as reading it. Times are
+medians over rounds in which the steps take turns, each as a ratio to its baseline in the same round.
 """
 
 import dataclasses

@@ -3,24 +3,32 @@
 On a CPU XLA repeats a cheap producer in each of its consumers. Two kernels then read the old leaf that a third
 overwrites, nothing orders them, and XLA copies the whole tree to be safe: a step on ten million parameters
 took four times as long. An `optimization_barrier` is dropped there before the kernels are formed.
+
+Both functions make a result depend on what it must wait for by a selection that is never taken. XLA cannot know that;
+LLVM takes the scalar `never` out of the loop, and what would have been selected is not even read.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
-def written_once(x: jax.Array, *computed: jax.Array) -> jax.Array:
-    """Returns x, a new leaf of the state from which others are computed, written when the finite `computed` have been.
+def never(count: ArrayLike) -> jax.Array:
+    """Returns False, which XLA cannot know of a number of updates that it is given."""
+    return jnp.asarray(count) < 0
 
-    It stands behind a division, which XLA does not repeat in each consumer, by a one that XLA cannot know. That is made
-    of `computed`, of which one must have the shape of x, or of x itself, which must then be finite.
+
+def written_once(x: jax.Array, never: jax.Array, *computed: jax.Array) -> jax.Array:
+    """Returns x, a new leaf of the state from which others are computed, written when the real `computed` have been.
+
+    It stands behind a division, which XLA does not repeat in each consumer.
     """
-    one = jnp.ones([], jnp.finfo(x.dtype).dtype)
-    for other in computed or (jnp.real(x),):
-        one = one + (0 * other).astype(one.dtype)
-    return x / one
+    unknown = jnp.real(x)
+    for other in computed:
+        unknown = unknown * other.astype(unknown.dtype)
+    return x / jnp.where(never, unknown, 1)
 
 
-def after(x: jax.Array, computed: jax.Array) -> jax.Array:
-    """Returns x, written when the finite `computed` has been: whatever that read may be overwritten."""
-    return x + (0 * computed).astype(x.dtype)
+def after(x: jax.Array, never: jax.Array, computed: jax.Array) -> jax.Array:
+    """Returns x, written when `computed` of its shape has been: whatever that read may be overwritten."""
+    return jnp.where(never, computed.astype(x.dtype), x)

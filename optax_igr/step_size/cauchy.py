@@ -152,17 +152,17 @@ def scale_by_cauchy_step(
       step is taken. Give `curvature_value_fn` an independent batch, or average by `ema`.
 
     Args:
-      rule: `cauchy`, `minimal_residual` (never longer, as :math:`(g^\top H g)^2 \le \|g\|^2 \|Hg\|^2`), or
-        `geometric_mean` of the two.
+      rule: `cauchy`; `minimal_residual`, :math:`\eta = g^\top H u / \|Hu\|^2`, which along the gradient is never
+        longer, as :math:`(g^\top H g)^2 \le \|g\|^2 \|Hg\|^2`; or `geometric_mean` of the two.
       ema: the decay rate of the bias-corrected average of accepted lengths, in [0, 1); 0 takes this step's.
       fallback: the length before any has been accepted; a number or a schedule.
-      bounds: the least and the largest length.
+      bounds: the least and the largest length, or None.
       hvp: how the Hessian-vector product is computed, as in :func:`optax_igr.add_gradient_penalty`.
-      radius: the length of a difference's perturbation.
+      radius: the length of a difference's perturbation, as there: a number, a schedule, or None.
 
     Returns:
       A transform whose `update` needs `params` and `value_fn`, and prefers `curvature_value_fn` for H. The length in
-      force is `optax.tree.get(state, "average_length")`.
+      force is `optax.tree.get(state, "average_length")`, zero as long as it is `fallback`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

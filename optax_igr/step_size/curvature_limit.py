@@ -59,7 +59,7 @@ def limit_by_curvature(
     Args:
       fraction: f, positive; a number or a schedule. Above 1 the model allows ascent.
       hvp: how the Hessian-vector product is computed, as in :func:`optax_igr.add_gradient_penalty`.
-      radius: the length of a difference's perturbation.
+      radius: the length of a difference's perturbation, as there: a number, a schedule, or None.
 
     Returns:
       A transform whose `update` needs `params` and `value_fn`. The raw gradient is `grad` if it is given, else it

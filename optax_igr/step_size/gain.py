@@ -45,11 +45,10 @@ def gain_signal(signal: str, past: jax.Array, gradient: jax.Array) -> jax.Array:
     with the n entries of the leaf, so that its mean is the cosine. A complex entry counts by its real inner product.
     """
     if signal == "sign":
-        # The product of two small numbers may be zero where the product of their signs is not.
-        agreement = jnp.real(jnp.conj(jnp.sign(past)) * jnp.sign(gradient))
-        agreement = jnp.sign(agreement) if jnp.iscomplexobj(past) else agreement
+        # The product of two small numbers may be zero where that with a sign is not.
+        agreement = jnp.real(jnp.conj(jnp.sign(past)) * gradient)
         # Infinity has a sign, and says nothing.
-        return jnp.where(jnp.isfinite(gradient), agreement, 0)
+        return jnp.sign(jnp.where(jnp.isfinite(gradient), agreement, 0))
     if signal == "normalized":
         past, gradient = trees.unit(past)[0], trees.unit(gradient)[0]
         return gradient.size * jnp.real(jnp.conj(past) * gradient)
@@ -106,7 +105,7 @@ def scale_by_gain(
       signal: `product`, `sign` or `normalized`.
       ema: the decay rate of the average of past gradients, in [0, 1).
       decay: :math:`\lambda`, the fraction of the log-gain that is lost in a step, in [0, 1).
-      bounds: the least and the largest gain. Without them the gain stays within exp(±80).
+      bounds: the least and the largest gain, within exp(±80); None is these two.
 
     Returns:
       A transform that uses `grad` if it is given. The gain is in the state, in float32 or wider:
@@ -156,23 +155,22 @@ def scale_by_gain(
         gain_rate_now, ema_now, decay_now = (
             hyperparameters.value_at(value, state.count) for value in (gain_rate, ema, decay)
         )
-        log_gain = next_log_gain(
-            signal,
-            state.log_gain,
-            state.average,
-            state.average_weight,
-            gradient,
-            gain_rate_now,
-            decay_now,
-            bounds,
-        )
+        never = buffers.never(state.count)
+
+        def moved(n, average, g):
+            n = next_log_gain(
+                signal, n, average, state.average_weight, g, gain_rate_now, decay_now, bounds
+            )
+            return buffers.written_once(n, never)
+
+        log_gain = jax.tree.map(moved, state.log_gain, state.average, gradient)
         scaled = jax.tree.map(
             lambda n, u: (exponential.exp(n) * u).astype(u.dtype), log_gain, updates
         )
         new_state = ScaleByGainState(
             count=optax.safe_increment(state.count),
             log_gain=log_gain,
-            average=next_averages(state.average, gradient, ema_now, log_gain),
+            average=next_averages(state.average, gradient, ema_now, log_gain, never),
             average_weight=next_weight(state.average_weight, ema_now),
         )
         return scaled, new_state
@@ -182,25 +180,20 @@ def scale_by_gain(
 
 def next_log_gain(
     signal: str,
-    log_gain: chex.ArrayTree,
-    average: chex.ArrayTree,
+    log_gain: jax.Array,
+    average: jax.Array,
     average_weight: ArrayLike,
-    gradient: chex.ArrayTree,
+    gradient: jax.Array,
     rate: hyperparameters.Scalar,
     decay: hyperparameters.Scalar,
     bounds: log_domain.Bounds | None,
-) -> chex.ArrayTree:
-    """Returns the log-gain after one more gradient, from the average of those before it."""
-    weight = jnp.asarray(average_weight)
-    correction = 1 / jnp.where(weight > 0, weight, 1)
-
-    def moved(n, past, g):
-        agreement = gain_signal(signal, past, g.astype(past.dtype))
-        if signal == "product":
-            agreement = correction.astype(n.dtype) * agreement
-        return buffers.written_once(log_domain.step(n, agreement, rate, decay, bounds))
-
-    return jax.tree.map(moved, log_gain, average, gradient)
+) -> jax.Array:
+    """Returns the log-gain of one leaf after one more gradient, from the average of those before it."""
+    agreement = gain_signal(signal, average, gradient.astype(average.dtype))
+    if signal == "product":
+        weight = jnp.asarray(average_weight)
+        agreement = (1 / jnp.where(weight > 0, weight, 1)).astype(log_gain.dtype) * agreement
+    return log_domain.step(log_gain, agreement, rate, decay, bounds)
 
 
 def next_averages(
@@ -208,10 +201,14 @@ def next_averages(
     gradient: chex.ArrayTree,
     ema: hyperparameters.Scalar,
     log_gain: chex.ArrayTree,
+    never: jax.Array,
 ) -> chex.ArrayTree:
     """Returns the averages of all leaves, written when the new log-gain has read the old ones."""
     return jax.tree.map(
-        lambda a, g, n: buffers.after(next_average(a, g, ema), n), average, gradient, log_gain
+        lambda a, g, n: buffers.after(next_average(a, g, ema), never, n),
+        average,
+        gradient,
+        log_gain,
     )
 
 

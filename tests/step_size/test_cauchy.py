@@ -141,10 +141,44 @@ def test_a_direction_of_ascent_is_not_turned_round():
     assert int(state.rejected_count) == 1
 
 
-def test_bounds_hold():
-    transform = optax_igr.scale_by_cauchy_step(bounds=(1e-3, 0.01))
-    updates, _ = one_update(transform)
-    np.testing.assert_allclose(updates, 0.01 * (HESSIAN @ START), rtol=1e-9)
+@pytest.mark.parametrize(
+    ("curvatures", "gradient"),
+    [((1.0, 100.0), (1.0, -0.05)), ((1.0, 100.0), (-1.0, 0.05)), ((1.0, -2.0), (3.0, -1.0))],
+    ids=["gᵀHu < 0", "uᵀg < 0", "uᵀHu < 0"],
+)
+@pytest.mark.parametrize("rule", ["minimal_residual", "geometric_mean"])
+def test_every_rule_needs_a_slope_and_a_curvature_that_are_positive(rule, curvatures, gradient):
+    # In each case the two other products are positive.
+    transform = optax_igr.scale_by_cauchy_step(rule=rule, fallback=0.5)
+    updates, state = one_update(
+        transform,
+        jnp.ones(2),
+        lambda p: jnp.sum(jnp.array(curvatures) * p**2) / 2,
+        updates=jnp.ones(2),
+        grad=jnp.array(gradient),
+    )
+    np.testing.assert_allclose(updates, 0.5, rtol=1e-12)
+    assert int(state.rejected_count) == 1
+
+
+def test_a_length_that_overflows_is_rejected():
+    transform = optax_igr.scale_by_cauchy_step(fallback=0.5)
+    params = jnp.ones(1, jnp.float32)
+    updates, state = one_update(
+        transform,
+        params,
+        lambda p: 5e-32 * jnp.sum(p**2),
+        updates=1e-3 * params,
+        grad=1e5 * params,
+    )
+    np.testing.assert_allclose(updates, 0.5e-3, rtol=1e-6)
+    assert (int(state.rejected_count), float(state.average_length)) == (1, 0)
+
+
+@pytest.mark.parametrize(("bounds", "length"), [((1e-3, 0.01), 0.01), ((3.0, 5.0), 3.0)])
+def test_bounds_hold(bounds, length):
+    updates, _ = one_update(optax_igr.scale_by_cauchy_step(bounds=bounds))
+    np.testing.assert_allclose(updates, length * (HESSIAN @ START), rtol=1e-9)
 
 
 def test_a_difference_approaches_the_exact_length():
@@ -155,6 +189,28 @@ def test_a_difference_approaches_the_exact_length():
         found, _ = one_update(transform, NETWORK.params, NETWORK.value_fn)
         errors.append(float(optax.tree.norm(optax.tree.sub(found, exact))))
     assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.05)
+
+
+def test_schedules_are_evaluated_at_the_number_of_updates_so_far():
+    def factors(value_fn, **arguments):
+        transform = optax_igr.scale_by_cauchy_step(**arguments)
+        params = jnp.array([1.5])
+        update = jax.jit(
+            lambda s: transform.update(jnp.ones(1), s, params, grad=params, value_fn=value_fn)
+        )
+        state = transform.init(params)
+        for _ in range(2):
+            updates, state = update(state)
+            yield float(updates[0])
+
+    # A linear loss has no curvature, and the fallback is in force.
+    np.testing.assert_allclose(list(factors(jnp.sum, fallback=lambda t: 3.0 + t)), [3, 4])
+    # A forward difference of 4 p³ over r is 12 p² + 12 p r + 4 r².
+    found = factors(
+        lambda p: jnp.sum(p**4), hvp="forward_difference", radius=lambda t: 0.1 / (1 + t)
+    )
+    expected = [1.5 / (27 + 18 * r + 4 * r**2) for r in (0.1, 0.05)]
+    np.testing.assert_allclose(list(found), expected, rtol=1e-6)
 
 
 def test_integer_parameters_are_constants():

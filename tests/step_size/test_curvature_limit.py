@@ -58,8 +58,52 @@ def test_a_step_of_ascent_passes_unchanged_and_is_counted():
     updates, state = limited(1e3 * GRADIENT)
     np.testing.assert_array_equal(updates, 1e3 * GRADIENT)
     assert (int(state.ascent_count), int(state.limited_count)) == (1, 0)
+    across = jnp.cross(GRADIENT, PARAMS)
+    updates, state = limited(across, grad=GRADIENT)
+    np.testing.assert_array_equal(updates, across)
+    assert (int(state.ascent_count), float(state.curvature_ratio)) == (1, 0)
     _, state = limited(jnp.zeros(3))
     assert (int(state.ascent_count), int(state.limited_count)) == (0, 0)
+
+
+def test_schedules_are_evaluated_at_the_number_of_updates_so_far():
+    def factors(value_fn, fraction=0.5, **arguments):
+        transform = optax_igr.limit_by_curvature(fraction, **arguments)
+        params = jnp.array([1.5])
+        update = jax.jit(
+            lambda s: transform.update(-jnp.ones(1), s, params, grad=params, value_fn=value_fn)
+        )
+        state = transform.init(params)
+        for _ in range(2):
+            updates, state = update(state)
+            yield -float(updates[0])
+
+    # κ = 12 / 1.5 = 8, and 2 f / κ.
+    found = factors(lambda p: 6 * jnp.sum(p**2), lambda t: 0.25 * (1 + t))
+    np.testing.assert_allclose(list(found), [0.0625, 0.125], rtol=1e-6)
+    # The difference of 4 p³ over r along u, which points down, is 12 p² - 12 p r + 4 r².
+    found = factors(
+        lambda p: jnp.sum(p**4), hvp="forward_difference", radius=lambda t: 0.1 / (1 + t)
+    )
+    expected = [1.5 / (27 - 18 * r + 4 * r**2) for r in (0.1, 0.05)]
+    np.testing.assert_allclose(list(found), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_broken_gradient_leaves_the_ratio_finite(bad):
+    gradient = GRADIENT.at[0].set(bad)
+    _, state = limited(-gradient, grad=gradient)
+    assert (float(state.curvature_ratio), int(state.limited_count)) == (0, 0)
+
+
+def test_the_state_counts_over_all_updates():
+    transform = optax_igr.limit_by_curvature()
+    state = transform.init(PARAMS)
+    update = jax.jit(lambda u, s: transform.update(u, s, PARAMS, value_fn=value_fn))
+    for rate in (1.0, 1e-3, 1.0, -1.0, -1.0):
+        _, state = update(-rate * GRADIENT, state)
+    counts = (state.count, state.limited_count, state.ascent_count)
+    assert tuple(map(int, counts)) == (5, 2, 2)
 
 
 def test_negative_curvature_sets_no_limit():
@@ -76,6 +120,8 @@ def test_the_raw_gradient_and_the_curvature_may_be_given():
     derived, _ = limited(-GRADIENT)
     given, _ = limited(-GRADIENT, grad=GRADIENT)
     np.testing.assert_allclose(given, derived, rtol=1e-12)
+    steeper, _ = limited(-GRADIENT, grad=2 * GRADIENT)
+    np.testing.assert_allclose(steeper, 2 * derived, rtol=1e-12)
     halved, _ = limited(-GRADIENT, curvature_value_fn=lambda p: 2 * value_fn(p))
     np.testing.assert_allclose(halved, derived / 2, rtol=1e-12)
 

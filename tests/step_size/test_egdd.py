@@ -103,6 +103,44 @@ def test_without_its_rates_it_is_heavy_ball():
     jax.tree.map(np.testing.assert_array_equal, train(optimizer, 5)[0], train(heavy_ball, 5)[0])
 
 
+def test_both_signals_read_the_raw_gradient_and_the_velocity_the_updates():
+    optimizer = optax_igr.egdd(**OPTIONS, gain_signal="product", scale_signal="product")
+    params, other = jnp.zeros(2), jnp.array([5.0, -3.0])
+    update = jax.jit(lambda s, g: optimizer.update(other, s, params, grad=g))
+    first, second = jnp.array([2.0, 1.0]), jnp.array([-1.0, 4.0])
+    updates, state = update(optimizer.init(params), first)
+    velocity = OPTIONS["learning_rate"] * other
+    np.testing.assert_allclose(updates, -velocity, rtol=1e-6)
+    updates, state = update(state, second)
+    log_gain = OPTIONS["gain_rate"] * first * second
+    log_scale = OPTIONS["scale_rate"] * velocity @ second
+    np.testing.assert_allclose(state.log_gain, log_gain, rtol=1e-6)
+    np.testing.assert_allclose(state.log_scale, log_scale, rtol=1e-6)
+    velocity = OPTIONS["momentum"] * velocity + OPTIONS["learning_rate"] * jnp.exp(log_gain) * other
+    np.testing.assert_allclose(updates, -jnp.exp(log_scale) * velocity, rtol=1e-6)
+    average = (1 - OPTIONS["ema"]) * (OPTIONS["ema"] * first + second)
+    np.testing.assert_allclose(state.average, average, rtol=1e-6)
+
+
+def test_gains_and_scale_stay_within_their_own_bounds():
+    optimizer = optax_igr.egdd(1e-3, momentum=0.0, gain_rate=1.0, scale_rate=1.0)
+    state = optimizer.init(jnp.zeros(2))
+    update = jax.jit(optimizer.update)
+    gradient = jnp.array([1.0, 0.1])
+    for _ in range(8):
+        _, state = update(gradient, state)
+    np.testing.assert_allclose(state.log_gain, np.log(100), rtol=1e-6)
+    np.testing.assert_allclose(state.log_scale, np.log(10), rtol=1e-6)
+    sign = -1
+    for _ in range(40):
+        # The average remembers: the second coordinate turns against it with every gradient.
+        gradient = sign * jnp.abs(gradient)
+        _, state = update(gradient, state)
+        sign = -sign
+    np.testing.assert_allclose(state.log_gain, np.log(0.01), rtol=1e-6)
+    np.testing.assert_allclose(state.log_scale, np.log(0.1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_a_scaled_loss_with_an_inversely_scaled_rate_moves_alike(scale):
     def trained(scale):

@@ -75,6 +75,20 @@ def test_the_normalized_form_has_the_cosine_as_its_mean():
     np.testing.assert_allclose(found[1].mean(), RATE * (first @ second) / norms, rtol=1e-12)
 
 
+def test_a_complex_entry_counts_by_the_inner_product_of_its_parts():
+    first, second = normal(2, 6, 2)
+    z = jnp.stack([first, second]) @ jnp.array([1, 1j])
+    inner = np.sum(first * second, axis=1)
+
+    def moved(signal):
+        return log_gains(optax_igr.scale_by_gain(RATE, signal=signal), z)[1] / RATE
+
+    np.testing.assert_allclose(moved("product"), inner, rtol=1e-12)
+    np.testing.assert_allclose(moved("sign"), np.sign(inner), rtol=1e-12)
+    norms = np.linalg.norm(first) * np.linalg.norm(second)
+    np.testing.assert_allclose(moved("normalized"), 6 * inner / norms, rtol=1e-12)
+
+
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_the_product_is_the_derivative_of_the_next_loss(momentum):
     # ∂L(θ - η (μ v + ν ⊙ g))/∂ log ν = -η ν ⊙ g ⊙ g_next: the raw rule with γη, at ν = 1, momentum behind it or not.
@@ -184,7 +198,9 @@ def test_bounds_hold_and_without_them_the_gain_stays_finite():
     gradients = jnp.full((40, 1), 10.0, jnp.float32)
     bounded = log_gains(optax_igr.scale_by_gain(0.1, bounds=(0.5, 4.0)), gradients)
     np.testing.assert_allclose(bounded[-1], np.log(4), rtol=1e-6)
-    assert log_gains(optax_igr.scale_by_gain(1e3), gradients)[-1] == 80
+    for bounds in (None, (1e-40, 1e40)):
+        transform = optax_igr.scale_by_gain(1e3, bounds=bounds)
+        assert log_gains(transform, gradients)[-1] == 80
     assert log_gains(optax_igr.scale_by_gain(-0.1, bounds=(0.5, 4.0)), gradients)[-1] == (
         pytest.approx(np.log(0.5))
     )

@@ -172,10 +172,34 @@ def test_the_table_shows_the_factors_in_force():
     ]
 
 
-def test_a_half_precision_leaf_keeps_its_dtype():
+def test_a_table_names_the_range_of_factors_that_differ_within_a_layer():
+    factors = np.array([[0.5, 1.0], [1.0, 1.0]])
+    transform = optax_igr.scale_by_path(lambda path, leaf: factors)
+    table = optax_igr.factor_table(transform, {"w": jnp.ones((2, 2, 3))})
+    assert table.splitlines()[1].split() == ["w", "(2,", "2,", "3)", "0.5", "to", "1"]
+
+
+def test_one_factor_may_stand_for_a_whole_axis():
+    transform = optax_igr.scale_by_path(lambda path, leaf: jnp.array([[2.0], [3.0]]))
+    updates, _ = transform.update(jnp.ones((2, 4, 2)), transform.init(jnp.ones((2, 4, 2))))
+    np.testing.assert_array_equal(updates[:, 0, 0], [2, 3])
+    np.testing.assert_array_equal(updates, updates[:, :1, :1] * jnp.ones((2, 4, 2)))
+
+
+def test_a_half_precision_leaf_keeps_its_dtype_and_its_factor_is_not_rounded():
     transform = optax_igr.scale_by_path(lambda path, leaf: 1 / 3)
-    updates, _ = transform.update(jnp.ones(2, jnp.bfloat16), transform.init(jnp.ones(2)))
+    given = jnp.arange(1, 256, dtype=jnp.bfloat16)
+    updates, _ = transform.update(given, transform.init(given))
     assert updates.dtype == jnp.bfloat16
+    exact = given.astype(jnp.float32) * jnp.float32(1 / 3)
+    np.testing.assert_array_equal(updates, exact.astype(jnp.bfloat16))
+
+
+def test_updates_that_are_not_those_of_the_parameters_are_named():
+    transform = optax_igr.layerwise_decay(0.5, depth_fn, NUM_LAYERS)
+    updates = {**PARAMS, "layer_1": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(3)}}
+    with pytest.raises(ValueError, match=r"layerwise_decay: `updates`.*layer_1.*kernel"):
+        transform.update(updates, transform.init(PARAMS), PARAMS)
 
 
 @pytest.mark.parametrize(
