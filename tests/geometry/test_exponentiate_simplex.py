@@ -258,8 +258,15 @@ def test_parameters_outside_the_domain_are_named(options, params, message):
 
 
 def test_rounded_weights_are_in_the_domain():
+    optimizer = igr.exponentiate_simplex()
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
-        igr.exponentiate_simplex().init(jnp.full([3, 1000], 1e-3, dtype))
+        rounded = jnp.full([3, 1000], 1e-3, dtype)
+        assert not np.any(np.sum(rounded, axis=-1, dtype=np.float64) == 1)
+        updates, _ = optimizer.update(jnp.zeros_like(rounded), optimizer.init(rounded), rounded)
+        spacing = float(jnp.finfo(dtype).eps) * 1e-3
+        np.testing.assert_allclose(np.asarray(updates, np.float64), 0, atol=spacing)
+        with pytest.raises(ValueError, match=r"has a sum of 1\.0"):
+            optimizer.init(rounded * jnp.asarray(1 + 1 / 32, dtype))
 
 
 @pytest.mark.parametrize(
