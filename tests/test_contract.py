@@ -21,7 +21,7 @@ from tests import problems, registry
 X64 = jax.config.read("jax_enable_x64")
 WIDEST = jnp.float64 if X64 else jnp.float32
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32, *((jnp.float64,) if X64 else ()))
-SHAPES = {"w": (2, 8), "s": ()}
+SHAPES = {"w": (2, 8), "b": (8,), "s": ()}
 SHAPES_WITHOUT_SCALAR = {"w": (2, 8), "b": (8,)}
 
 every_entry = pytest.mark.parametrize("entry", registry.ENTRIES, ids=str)
@@ -121,7 +121,9 @@ def plain_run(entry):
         return compiled(*copies, jnp.float32(factor), key)
 
     for _ in range(3):
-        after.append(step(*after[-1])[:2])
+        *stepped, finite = step(*after[-1])
+        assert finite, "a good gradient gives a non-finite update"
+        after.append(tuple(stepped))
     return Run(problem, step, after)
 
 
@@ -413,7 +415,7 @@ def test_none_scalar_and_empty_leaves(entry):
 @pytest.mark.parametrize("empty", [{}, (), {"none": None}], ids=repr)
 def test_an_empty_tree(entry, empty):
     optimizer = entry.optimizer()
-    step = training_step(entry, optimizer, problems.coupled(empty))
+    step = jax.jit(training_step(entry, optimizer, problems.coupled(empty)))
     params, state = train(step, optimizer, empty, 2)
     assert params == empty
     assert_finite(state)
@@ -520,12 +522,13 @@ def test_the_derivative_through_two_steps_is_the_limit_of_differences(entry):
         return value, value
 
     differentiate = jax.jacfwd if entry.without_reverse_mode else jax.grad
-    offsets = jnp.array([-1e-5, 0, 1e-5], WIDEST)
-    derivatives, values = jax.jit(jax.vmap(differentiate(after, has_aux=True)))(offsets)
-    assert_finite(derivatives)
+    derivative_and_value = jax.jit(differentiate(after, has_aux=True))
+    (before, lower), (derivative, _), (behind, upper) = (
+        derivative_and_value(jnp.array(offset, WIDEST)) for offset in (-1e-5, 0, 1e-5)
+    )
+    assert_finite([before, derivative, behind])
     if X64:
-        difference = (values[2] - values[0]) / 2e-5
-        np.testing.assert_allclose(derivatives[1], difference, rtol=1e-5)
+        np.testing.assert_allclose(derivative, (upper - lower) / 2e-5, rtol=1e-5)
 
 
 def per_sample_problem(problem, weights, reduce=lambda mean: mean):
