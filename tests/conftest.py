@@ -7,8 +7,10 @@ from importlib import metadata
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
-# The code generator of XLA takes most of the time of the suite, and the old one is three times as
-# fast. Later releases no longer have it; there the new one is faster, and CI asks the contract of it.
+# Compiling takes most of the time here, and few tests ask how fast or large the program is.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# The old code generator of XLA is three times as quick. Later releases no longer have it; there the
+# new one is quicker than this release's, and CI asks the contract of it.
 if metadata.version("jax").startswith("0.10."):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"

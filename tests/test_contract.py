@@ -35,15 +35,6 @@ every_wrapper = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling takes most of the time here, and nothing here asks how fast or large the program is."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def params_of(entry, shapes=None, dtype=jnp.float32, seed=0):
     if shapes is None:
         shapes = SHAPES_WITHOUT_SCALAR if "scalar leaf" in entry.refuses else SHAPES
