@@ -87,6 +87,7 @@ def test_the_regret_of_hedge_is_below_its_bound(num_experts, num_steps):
     assert 0.2 * bound < regret <= bound
 
 
+@pytest.mark.usefixtures("optimized_compilation")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2.0**-8)])
 @pytest.mark.parametrize("log_state", [False, True])
 def test_the_sum_does_not_drift_in_twenty_thousand_steps_at_any_rate(dtype, tolerance, log_state):
