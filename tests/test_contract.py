@@ -295,7 +295,7 @@ def test_chains_with_the_value_fn_transforms_of_optax(entry):
         optimizer = entry.optimizer(optax.lbfgs(memory_size=3, linesearch=search))
     else:
         optimizer = optax.chain(entry.optimizer(), search)
-    params = params_of(entry)
+    params = params_of(entry, SHAPES_WITHOUT_SCALAR)
     problem = problems.coupled(params)
 
     @jax.jit
