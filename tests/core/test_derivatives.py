@@ -244,7 +244,7 @@ def test_through_a_custom_vjp_whose_rule_is_jax_code(mode):
 
 def test_through_a_custom_vjp_whose_rule_has_no_forward_derivative():
     def product(mode):
-        return hessian_vector_product(
+        return derivatives.hessian_vector_product(
             lambda x: jnp.sum(square_with_opaque_rule(x)),
             jnp.float64(0.5),
             jnp.float64(3.0),
