@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Callable
 
 import chex
 import jax
@@ -19,7 +21,8 @@ from tests import problems, registry
 X64 = jax.config.read("jax_enable_x64")
 WIDEST = jnp.float64 if X64 else jnp.float32
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32, *((jnp.float64,) if X64 else ()))
-SHAPES = {"w": (2, 8), "b": (8,)}
+SHAPES = {"w": (2, 8), "b": (8,), "s": ()}
+SHAPES_WITHOUT_SCALAR = {"w": (2, 8), "b": (8,)}
 
 every_entry = pytest.mark.parametrize("entry", registry.ENTRIES, ids=str)
 # For the demands that a second code path of the same transform cannot break.
@@ -32,17 +35,9 @@ every_wrapper = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling takes most of the time here, and nothing here asks how fast or large the program is."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def params_of(entry, shapes=None, dtype=jnp.float32, seed=0):
-    shapes = SHAPES if shapes is None else shapes
+    if shapes is None:
+        shapes = SHAPES_WITHOUT_SCALAR if "scalar leaf" in entry.refuses else SHAPES
     return problems.parameters(entry.domain, shapes, dtype, seed)
 
 
@@ -64,17 +59,71 @@ def train(step, optimizer, params, num_steps):
     return params, state
 
 
+def poisoned_step(entry, optimizer, problem, **unknown):
+    """Returns a step whose loss is multiplied by a number, and which skips a non-finite update."""
+
+    def step(params, state, factor):
+        poisoned = dataclasses.replace(
+            problem,
+            outputs_fn=lambda p: jax.tree.map(lambda x: x * factor, problem.outputs_fn(p)),
+        )
+        arguments = poisoned.extra_arguments(entry.needs) | unknown
+        updates, state = optimizer.update(poisoned.gradient(params), state, params, **arguments)
+        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(updates)]).all()
+        skipped = jax.tree.map(lambda x: jnp.where(finite, x, 0), updates)
+        return optax.apply_updates(params, skipped), state, finite
+
+    return step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the demands on one entry share, as every further program costs a compilation.
+
+    Attributes:
+      problem: the coupled waves of the entry's parameters.
+      step: `(params, state, factor) -> (params, state, finite)`: a `poisoned_step`, compiled once and
+        for all, with donated parameters and state and with unknown arguments of `update`.
+      after: (params, state) after 0, 1, 2 and 3 steps.
+    """
+
+    problem: problems.Problem
+    step: Callable
+    after: list
+
+
 @functools.cache
 def plain_run(entry):
-    """Returns the problem that most tests share, and (params, state) after 0, 1, 2 and 3 steps."""
     optimizer = entry.optimizer()
     params = params_of(entry)
     problem = problems.coupled(params)
-    step = jax.jit(training_step(entry, optimizer, problem))
-    run = [(params, optimizer.init(params))]
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def donated(params, state, factor, key):
+        step = poisoned_step(entry, optimizer, problem, key=key, unheard_of="anything")
+        return step(params, state, factor)
+
+    key = jax.random.key(0)
+    after = [(params, optimizer.init(params))]
+    compiled = donated.lower(*after[0], jnp.float32(1), key).compile()
+
+    def step(params, state, factor=1):
+        copies = jax.tree.map(jnp.copy, (params, state))
+        return compiled(*copies, jnp.float32(factor), key)
+
     for _ in range(3):
-        run.append(step(*run[-1]))
-    return problem, run
+        *stepped, finite = step(*after[-1])
+        assert finite, "a good gradient gives a non-finite update"
+        after.append(tuple(stepped))
+    return Run(problem, step, after)
+
+
+@functools.cache
+def injected_step(entry):
+    """Returns the optimizer under `inject_hyperparams`, and its step on the problem of `plain_run`."""
+    inject = optax.inject_hyperparams(entry.transform, static_args=entry.static_args)
+    optimizer = entry.optimizer(constructor=inject)
+    return optimizer, jax.jit(training_step(entry, optimizer, plain_run(entry).problem))
 
 
 def types(tree):
@@ -95,28 +144,14 @@ def assert_no_nan(tree):
 
 
 @every_entry
-def test_one_compilation_serves_donated_steps_with_unknown_extra_arguments(entry, caplog):
-    optimizer = entry.optimizer()
-    params = params_of(entry)
-    problem = problems.coupled(params)
-    state = optimizer.init(params)
-
-    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, state))]
+def test_one_compilation_serves_donated_steps_with_unknown_extra_arguments(entry):
+    run = plain_run(entry)
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(run.after[0])]
     assert len(set(pointers)) == len(pointers), "a fresh state shares a buffer"
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, key):
-        known = training_step(entry, optimizer, problem, key=key, unheard_of="anything")
-        return known(params, state)
-
-    compilations = []
-    for seed in range(3):
-        with jax.log_compiles():
-            params, state = step(params, state, jax.random.key(seed))
-        compilations.append(any("jit(step)" in record.getMessage() for record in caplog.records))
-        caplog.clear()
-    assert compilations == [True, False, False]
-    assert_finite((params, state))
+    for before, after in itertools.pairwise(run.after):
+        # The compiled step has refused another shape, dtype or structure, not another weak type.
+        assert types(after) == types(before)
+    assert_finite(run.after[3])
 
 
 @every_entry
@@ -139,12 +174,10 @@ def test_reaches_the_target(entry, target):
 
 @every_entry
 def test_injected_hyperparameters_are_the_hyperparameters(entry):
-    inject = optax.inject_hyperparams(entry.transform, static_args=entry.static_args)
-    optimizer = entry.optimizer(constructor=inject)
-    problem, run = plain_run(entry)
-    step = jax.jit(training_step(entry, optimizer, problem))
-    injected, state = train(step, optimizer, problem.params, 3)
-    expected, _ = run[3]
+    optimizer, step = injected_step(entry)
+    run = plain_run(entry)
+    injected, state = train(step, optimizer, run.problem.params, 3)
+    expected, _ = run.after[3]
     chex.assert_trees_all_close(injected, expected, rtol=1e-5, atol=1e-6)
     for name, value in entry.hyperparameters.items():
         if isinstance(value, float):
@@ -166,34 +199,21 @@ def test_types_of_updates_and_state_are_stable(entry, dtype):
     updates, new_state = jax.eval_shape(update, params, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
-    assert types(jax.jit(optimizer.init)(params)) == types(optimizer.init(params))
+    assert types(state) == types(optimizer.init(params))
 
 
-@every_entry
-@pytest.mark.parametrize(
-    ("dtype", "size", "magnitude"),
-    [(jnp.float16, 10, 300.0), (jnp.float16, 1000, 1e-4), (jnp.bfloat16, 1000, 1.0)],
-)
-def test_a_narrow_leaf_is_reduced_in_float32(entry, dtype, size, magnitude):
-    """In float16 the squared norms overflow and underflow; a bfloat16 sum of ones stops at 256."""
-    precision = jnp.finfo(dtype)
-    smallest = 2 * float(precision.smallest_subnormal)
-    if entry.domain == "simplex":
-        # Equal weights stay where they are, to their own precision.
-        magnitude, smallest = 1 / size, float(precision.eps) / size
-    elif entry.place is registry.last:
-        # Such an update is the way to a parameter that the dtype can hold.
-        smallest += float(precision.eps) / 2 * magnitude
-    # A factor exp(-15) on a weight is beyond float16, whatever reduces it.
-    base = optax.sgd(0.05 if magnitude <= 1 else 1e-3)
-    # Nor is a tree in the domain whose norm is above the given one.
-    domain = {"total": 2 * size * magnitude} if "total" in entry.hyperparameters else {}
-    optimizer = entry.optimizer(base, **domain)
-    # The gradient is the parameter itself, so that its size is known.
+@functools.cache
+def second_update(entry):
+    """Returns `(params, learning_rate, total) -> (updates, state)`, where the gradient is the parameter.
+
+    So its size is known.
+    """
     problem = problems.Problem(None, lambda p: p.astype(jnp.float32) / jnp.float32(2**0.5))
 
     @jax.jit
-    def second_update(params):
+    def second_update(params, learning_rate, total):
+        domain = {"total": total} if "total" in entry.hyperparameters else {}
+        optimizer = entry.optimizer(optax.sgd(learning_rate), **domain)
         state = optimizer.init(params)
         for _ in range(2):
             arguments = problem.extra_arguments(entry.needs)
@@ -202,9 +222,31 @@ def test_a_narrow_leaf_is_reduced_in_float32(entry, dtype, size, magnitude):
             params = optax.apply_updates(params, updates)
         return updates, state
 
-    params = jnp.full([size], magnitude, dtype)
-    narrow, state = second_update(params)
-    wide, _ = second_update(params.astype(jnp.float32))
+    return second_update
+
+
+@every_entry
+@pytest.mark.parametrize(
+    ("dtype", "magnitude"), [(jnp.float16, 300.0), (jnp.float16, 1e-4), (jnp.bfloat16, 1.0)]
+)
+def test_a_narrow_leaf_is_reduced_in_float32(entry, dtype, magnitude):
+    """In float16 the squared norms overflow and underflow; a bfloat16 sum of ones stops at 256."""
+    size, precision = 1000, jnp.finfo(dtype)
+    smallest = 2 * float(precision.smallest_subnormal)
+    if entry.domain == "simplex":
+        # Equal weights stay where they are, to their own precision.
+        magnitude, smallest = 1 / size, float(precision.eps) / size
+    elif entry.place is registry.last:
+        # Such an update is the way to a parameter that the dtype can hold.
+        smallest += float(precision.eps) / 2 * magnitude
+    # A factor exp(-15) on a weight is beyond float16, whatever reduces it.
+    rate = 0.05 if magnitude <= 1 else 1e-3
+    # Nor is a tree in the domain whose norm is above the given one.
+    total = 2 * size * magnitude
+
+    params = jnp.full([size], magnitude, jnp.float32)
+    narrow, state = second_update(entry)(params.astype(dtype), rate, total)
+    wide, _ = second_update(entry)(params, rate, total)
     assert narrow.dtype == dtype
     assert_finite(state)
     tolerance = 8 * float(precision.eps)
@@ -214,35 +256,34 @@ def test_a_narrow_leaf_is_reduced_in_float32(entry, dtype, size, magnitude):
 @every_transform
 def test_accumulates_under_multi_steps(entry):
     accumulating = optax.MultiSteps(entry.optimizer(), every_k_schedule=2)
-    problem, run = plain_run(entry)
-    step = jax.jit(training_step(entry, accumulating, problem))
-    unmoved, _ = train(step, accumulating, problem.params, 1)
-    chex.assert_trees_all_equal(unmoved, problem.params)
-    moved, _ = train(step, accumulating, problem.params, 4)
-    expected, _ = run[2]
+    run = plain_run(entry)
+    step = jax.jit(training_step(entry, accumulating, run.problem))
+    unmoved, _ = train(step, accumulating, run.problem.params, 1)
+    chex.assert_trees_all_equal(unmoved, run.problem.params)
+    moved, _ = train(step, accumulating, run.problem.params, 4)
+    expected, _ = run.after[2]
     chex.assert_trees_all_close(moved, expected, rtol=1e-5, atol=1e-6)
 
 
 @every_entry
 def test_schedules_are_evaluated_at_the_number_of_updates_so_far(entry):
-    """Against numbers that the loop itself changes, so that a constant schedule is the number."""
+    """Against numbers that the loop itself injects, so that a constant schedule is the number."""
     values = entry.scheduled()
     schedules = {name: lambda t, v=value: v * (1 - t / 8) for name, value in values.items()}
-    params = params_of(entry)
-    problem = problems.coupled(params)
+    problem = plain_run(entry).problem
 
     scheduled = entry.optimizer(**schedules)
-    by_schedule, _ = train(jax.jit(training_step(entry, scheduled, problem)), scheduled, params, 3)
+    step = jax.jit(training_step(entry, scheduled, problem))
+    by_schedule, _ = train(step, scheduled, problem.params, 3)
 
-    @jax.jit
-    def step(params, state, numbers):
-        return training_step(entry, entry.optimizer(**numbers), problem)(params, state)
-
-    by_number, state = params, entry.optimizer().init(params)
+    injecting, step = injected_step(entry)
+    by_number, state = problem.params, injecting.init(problem.params)
     for t in range(3):
         count = t + entry.acts_on_next_step
         numbers = {name: jnp.float32(schedule(count)) for name, schedule in schedules.items()}
-        by_number, state = step(by_number, state, numbers)
+        hyperparameters = optax.tree.get(state, "hyperparams")
+        state = optax.tree.set(state, hyperparams=hyperparameters | numbers)
+        by_number, state = step(by_number, state)
     chex.assert_trees_all_close(by_schedule, by_number, rtol=1e-5, atol=1e-6)
 
 
@@ -254,7 +295,7 @@ def test_chains_with_the_value_fn_transforms_of_optax(entry):
         optimizer = entry.optimizer(optax.lbfgs(memory_size=3, linesearch=search))
     else:
         optimizer = optax.chain(entry.optimizer(), search)
-    params = params_of(entry)
+    params = params_of(entry, SHAPES_WITHOUT_SCALAR)
     problem = problems.coupled(params)
 
     @jax.jit
@@ -271,37 +312,31 @@ def test_chains_with_the_value_fn_transforms_of_optax(entry):
     assert problem.value_fn(params) < problem.value_fn(problem.params)
 
 
-PARTLY_TRAINED = {"w": (2, 8), "frozen": {"v": (3,)}, "b": (8,)}
-
-
-@functools.cache
-def trained_alone(entry):
-    """Returns the trained part after two steps in which the others are constants of the loss."""
-    params = params_of(entry, PARTLY_TRAINED)
-    whole = problems.coupled(params)
-    alone = dataclasses.replace(whole, outputs_fn=lambda p: whole.outputs_fn({**params, **p}))
-    part = {name: params[name] for name in ("w", "b")}
-    optimizer = entry.optimizer()
-    return train(jax.jit(training_step(entry, optimizer, alone)), optimizer, part, 2)[0]
-
-
 @every_entry
 @pytest.mark.parametrize("composition", ["partition", "masked"])
 def test_sees_a_part_of_the_parameters(entry, composition):
     """As if the others were constants of the loss."""
-    params = params_of(entry, PARTLY_TRAINED)
-    problem = problems.coupled(params)
+    run = plain_run(entry)
+    frozen = {"v": jnp.array([0.5, -1.0, 2.0], jnp.float32)}
+    params = {"frozen": frozen} | run.problem.params
     optimizer = entry.optimizer()
     if composition == "partition":
-        labels = {"w": "trained", "frozen": "frozen", "b": "trained"}
+        labels = dict.fromkeys(params, "trained") | {"frozen": "frozen"}
         transforms = {"trained": optimizer, "frozen": optax.set_to_zero()}
         composed = optax.partition(transforms, labels)
     else:
-        trained = {"w": True, "frozen": False, "b": True}
-        others = {"w": False, "frozen": True, "b": False}
+        trained = {name: name != "frozen" for name in params}
+        others = {name: name == "frozen" for name in params}
         composed = optax.chain(
             optax.masked(optimizer, trained), optax.masked(optax.set_to_zero(), others)
         )
+
+    def outputs_fn(params):
+        waves, [total] = run.problem.outputs_fn({k: v for k, v in params.items() if k != "frozen"})
+        # Other values than these constants change every derivative, and theirs would show in a norm.
+        return waves, [total * (1 + jnp.sum(jnp.sin(params["frozen"]["v"] - frozen["v"])))]
+
+    problem = dataclasses.replace(run.problem, outputs_fn=outputs_fn)
 
     @jax.jit
     def step(params, state):
@@ -313,46 +348,23 @@ def test_sees_a_part_of_the_parameters(entry, composition):
         return optax.apply_updates(params, updates), state
 
     found, _ = train(step, composed, params, 2)
-    chex.assert_trees_all_equal(found["frozen"], params["frozen"])
-
-    expected = trained_alone(entry)
-    chex.assert_trees_all_close(
-        {name: found[name] for name in expected}, expected, rtol=1e-5, atol=1e-6
-    )
-
-
-def poisoned_step(entry, optimizer, problem):
-    """Returns a step whose loss is multiplied by a number, and which skips a non-finite update."""
-
-    @jax.jit
-    def step(params, state, factor):
-        poisoned = dataclasses.replace(
-            problem,
-            outputs_fn=lambda p: jax.tree.map(lambda x: x * factor, problem.outputs_fn(p)),
-        )
-        arguments = poisoned.extra_arguments(entry.needs)
-        updates, state = optimizer.update(poisoned.gradient(params), state, params, **arguments)
-        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(updates)]).all()
-        skipped = jax.tree.map(lambda x: jnp.where(finite, x, 0), updates)
-        return optax.apply_updates(params, skipped), state, finite
-
-    return step
+    chex.assert_trees_all_equal(found.pop("frozen"), frozen)
+    expected, _ = run.after[2]
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @every_entry
 def test_a_zero_or_broken_gradient_is_survived(entry):
     """Both as the very first gradient and after a good one."""
-    optimizer = entry.optimizer()
-    initial = params_of(entry)
-    step = poisoned_step(entry, optimizer, problems.coupled(initial))
+    run = plain_run(entry)
     for bad in (0.0, np.nan, np.inf, 1e30):
         for history in ([bad], [1.0, bad]):
-            params, state = initial, optimizer.init(initial)
+            params, state = run.after[0]
             for factor in history:
-                params, state, finite = step(params, state, jnp.float32(factor))
+                params, state, finite = run.step(params, state, factor)
             assert finite or bad != 0.0, "a zero gradient gives a non-finite update"
             for _ in range(2):
-                params, state, finite = step(params, state, jnp.float32(1))
+                params, state, finite = run.step(params, state)
             assert finite, f"the updates stay broken after a gradient times {bad}"
             assert_no_nan(state)
 
@@ -360,40 +372,41 @@ def test_a_zero_or_broken_gradient_is_survived(entry):
 @every_transform
 def test_a_broken_gradient_leaves_no_trace_under_apply_if_finite(entry):
     optimizer = optax.apply_if_finite(entry.optimizer(), max_consecutive_errors=5)
-    problem, run = plain_run(entry)
-    step = poisoned_step(entry, optimizer, problem)
-    params, state = problem.params, optimizer.init(problem.params)
+    run = plain_run(entry)
+    step = jax.jit(poisoned_step(entry, optimizer, run.problem))
+    params, state = run.problem.params, optimizer.init(run.problem.params)
     for factor in (np.nan, 1.0, np.nan, 1.0):
         params, state, _ = step(params, state, jnp.float32(factor))
-    chex.assert_trees_all_close((params, state.inner_state), run[2], rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close((params, state.inner_state), run.after[2], rtol=1e-5, atol=1e-6)
 
 
 @every_entry
 def test_none_scalar_and_empty_leaves(entry):
     """None and empty leaves change nothing for the others; a scalar is a parameter like any other."""
-    shapes = {"w": (2, 8)} if "scalar leaf" in entry.refuses else {"w": (2, 8), "s": ()}
-    params = params_of(entry, shapes)
+    run = plain_run(entry)
+    params = run.problem.params
     holes = {"none": None, "empty": jnp.zeros([0, 3]), "nested": {"deep": (None, [])}}
     optimizer = entry.optimizer()
-    problem = problems.coupled(params)
-    step = jax.jit(training_step(entry, optimizer, problem))
-    expected, _ = train(step, optimizer, params, 2)
-    found, state = train(step, optimizer, {**params, **holes}, 2)
+    step = training_step(entry, optimizer, run.problem)
+    found, state = train(jax.jit(step), optimizer, {**params, **holes}, 2)
     assert_finite(state)
+    expected, _ = run.after[2]
     # Another program rounds otherwise, and conjugate gradients amplify it.
     chex.assert_trees_all_close(found, {**expected, **holes}, rtol=1e-4, atol=1e-5)
 
     if "scalar leaf" in entry.refuses:
         scalar = {"s": jnp.float32(1)}
         with pytest.raises(ValueError, match=f"{entry.name}.*'s'"):
-            train(training_step(entry, optimizer, problem), optimizer, scalar, 1)
+            train(step, optimizer, scalar, 1)
+    else:
+        assert found["s"].shape == ()
 
 
 @every_entry
 @pytest.mark.parametrize("empty", [{}, (), {"none": None}], ids=repr)
 def test_an_empty_tree(entry, empty):
     optimizer = entry.optimizer()
-    step = training_step(entry, optimizer, problems.coupled(empty))
+    step = jax.jit(training_step(entry, optimizer, problems.coupled(empty)))
     params, state = train(step, optimizer, empty, 2)
     assert params == empty
     assert_finite(state)
@@ -402,7 +415,8 @@ def test_an_empty_tree(entry, empty):
 @every_entry
 def test_a_complex_parameter_is_the_pair_of_its_parts(entry):
     """Or, for a transform that acts on moduli, commutes with a phase that the loss does not see."""
-    params = problems.parameters("real", SHAPES, jnp.complex64)
+    shapes = jax.tree.map(jnp.shape, params_of(entry))
+    params = problems.parameters("real", shapes, jnp.complex64)
     optimizer = entry.optimizer()
 
     def outputs_fn(z):
@@ -453,22 +467,21 @@ def test_init_is_abstract_and_map_params_finds_every_tree_like_the_parameters(en
 @every_transform
 def test_resumes_from_a_checkpoint_as_if_uninterrupted(entry, tmp_path):
     optimizer = entry.optimizer()
-    problem, run = plain_run(entry)
-    params, state = run[2]
+    run = plain_run(entry)
+    params, state = run.after[2]
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "step_2", (params, state))
         checkpointer.wait_until_finished()
         target = jax.eval_shape(lambda p: (p, optimizer.init(p)), params)
         restored = checkpointer.restore(tmp_path / "step_2", target)
-    resumed = jax.jit(training_step(entry, optimizer, problem))(*restored)
-    chex.assert_trees_all_equal(resumed, run[3])
+    chex.assert_trees_all_equal(run.step(*restored)[:2], run.after[3])
 
 
 @every_entry
 def test_vmap_and_scan_equal_a_loop(entry):
     optimizer = entry.optimizer()
-    problem, run = plain_run(entry)
-    step = training_step(entry, optimizer, problem)
+    run = plain_run(entry)
+    step = training_step(entry, optimizer, run.problem)
 
     @jax.jit
     @jax.vmap
@@ -477,9 +490,9 @@ def test_vmap_and_scan_equal_a_loop(entry):
         return jax.lax.scan(lambda c, _: (step(*c), None), carry, length=3)[0]
 
     others = [params_of(entry, seed=seed) for seed in (1, 2)]
-    batch = jax.tree.map(lambda *x: jnp.stack(x), others[0], problem.params, others[1])
+    batch = jax.tree.map(lambda *x: jnp.stack(x), others[0], run.problem.params, others[1])
     found = jax.tree.map(lambda x: x[1], scanned(batch))
-    chex.assert_trees_all_close(found, run[3], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(found, run.after[3], rtol=1e-4, atol=1e-5)
 
 
 @every_entry
@@ -494,55 +507,66 @@ def test_the_derivative_through_two_steps_is_the_limit_of_differences(entry):
 
     def after(t):
         start = jax.tree.map(lambda x, d: x + t * d, params, direction)
-        value = problem.value_fn(train(step, optimizer, start, 2)[0])
+        carry = (start, optimizer.init(start))
+        (end, _), _ = jax.lax.scan(lambda c, _: (step(*c), None), carry, length=2)
+        value = problem.value_fn(end)
         return value, value
 
     differentiate = jax.jacfwd if entry.without_reverse_mode else jax.grad
-    offsets = jnp.array([-1e-5, 0, 1e-5], WIDEST)
-    derivatives, values = jax.jit(jax.vmap(differentiate(after, has_aux=True)))(offsets)
-    assert_finite(derivatives)
+    derivative_and_value = jax.jit(differentiate(after, has_aux=True))
+    (before, lower), (derivative, _), (behind, upper) = (
+        derivative_and_value(jnp.array(offset, WIDEST)) for offset in (-1e-5, 0, 1e-5)
+    )
+    assert_finite([before, derivative, behind])
     if X64:
-        difference = (values[2] - values[0]) / 2e-5
-        np.testing.assert_allclose(derivatives[1], difference, rtol=1e-5)
+        np.testing.assert_allclose(derivative, (upper - lower) / 2e-5, rtol=1e-5)
 
 
-def per_sample_problem(params, data, reduce=lambda mean: mean):
+def per_sample_problem(problem, weights, reduce=lambda mean: mean):
     """The mean of a loss over samples; `reduce` turns the mean of a shard into the global one."""
-    coupled = problems.coupled(params)
 
     def outputs_fn(params):
-        return jax.vmap(
-            lambda shift: coupled.outputs_fn(jax.tree.map(lambda x: x + shift, params))
-        )(data)
+        return jax.tree.map(lambda x, w: w * x[None], problem.outputs_fn(params), weights)
 
     def output_loss_fn(outputs):
-        return reduce(problems.sum_of_squares(outputs) / data.shape[0])
+        num_samples = jax.tree.leaves(weights)[0].shape[0]
+        return reduce(problems.sum_of_squares(outputs) / num_samples)
 
-    return problems.Problem(params, outputs_fn, output_loss_fn=output_loss_fn)
+    return problems.Problem(None, outputs_fn, output_loss_fn=output_loss_fn)
+
+
+def weights_with_mean_square_one(outputs, num_samples):
+    """Weights of every output in every sample, so that samples differ in every direction."""
+
+    def of_leaf(x):
+        samples = 2 * np.pi * np.arange(num_samples).reshape([-1] + [1] * x.ndim) / num_samples
+        return np.sqrt(1 + np.cos(samples + np.arange(x.size).reshape(x.shape)) / 2, dtype="f4")
+
+    return jax.tree.map(of_leaf, outputs)
 
 
 @every_entry
 def test_shard_map_with_a_sharded_batch_equals_one_device(entry):
     optimizer = entry.optimizer()
-    params = params_of(entry)
-    data = jnp.linspace(-0.5, 0.5, 8, dtype=jnp.float32)
-    step = training_step(entry, optimizer, per_sample_problem(params, data))
-    expected = train(jax.jit(step), optimizer, params, 2)
-
+    run = plain_run(entry)
+    weights = weights_with_mean_square_one(
+        jax.eval_shape(run.problem.outputs_fn, run.problem.params), 8
+    )
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
 
     @jax.jit
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(P(), P(), P("batch")), out_specs=(P(), P())
     )
-    def sharded(params, state, data):
-        problem = per_sample_problem(params, data, lambda mean: jax.lax.pmean(mean, "batch"))
+    def sharded(params, state, weights):
+        mean = functools.partial(jax.lax.pmean, axis_name="batch")
+        problem = per_sample_problem(run.problem, weights, mean)
         return training_step(entry, optimizer, problem)(params, state)
 
-    found = params, optimizer.init(params)
+    found = run.after[0]
     for _ in range(2):
-        found = sharded(*found, data)
-    chex.assert_trees_all_close(jax.device_get(found), expected, rtol=1e-4, atol=1e-5)
+        found = sharded(*found, weights)
+    chex.assert_trees_all_close(jax.device_get(found), run.after[2], rtol=1e-4, atol=1e-5)
 
 
 def assert_sharded_alike(leaf, param):
@@ -552,20 +576,21 @@ def assert_sharded_alike(leaf, param):
 @every_entry
 def test_shardings_are_kept_on_an_explicit_mesh(entry):
     optimizer = entry.optimizer()
-    problem, run = plain_run(entry)
-    step = training_step(entry, optimizer, problem)
+    run = plain_run(entry)
+    step = training_step(entry, optimizer, run.problem)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        specs = {"w": P(None, "x"), "b": P("x")}
-        params = jax.tree.map(
-            lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), problem.params, specs
-        )
+        specs = {"w": P(None, "x"), "b": P("x"), "s": P()}
+        params = {
+            name: jax.device_put(x, NamedSharding(mesh, specs[name]))
+            for name, x in run.problem.params.items()
+        }
         state = optimizer.init(params)
         assert types(jax.jit(optimizer.init)(params)) == types(state)
         optax.tree.map_params(optimizer, assert_sharded_alike, state, params)
         found, new_state = train(jax.jit(step), optimizer, params, 2)
         assert types((found, new_state)) == types((params, state))
-    expected, _ = run[2]
+    expected, _ = run.after[2]
     chex.assert_trees_all_close(jax.device_get(found), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -578,18 +603,20 @@ def test_a_missing_argument_is_named(entry):
     arguments = problem.extra_arguments(entry.needs)
 
     def update(params, **given):
-        return jax.jit(lambda: transform.update(grads, state, params, **given)[0])()
+        return jax.eval_shape(lambda: transform.update(grads, state, params, **given))
 
     for missing in entry.needs:
         given = {name: fn for name, fn in arguments.items() if name != missing}
         with pytest.raises(ValueError, match=rf"{entry.name}.*`{missing}`"):
             update(params, **given)
-    expected = update(params, **arguments)
     try:
-        without_params = update(None, **arguments)
+        update(None, **arguments)
     except ValueError as error:
         message = str(error)
     else:
+        without_params, expected = jax.jit(
+            lambda: [transform.update(grads, state, p, **arguments)[0] for p in (None, params)]
+        )()
         chex.assert_trees_all_equal(without_params, expected)
         return
     assert entry.name in message
@@ -608,7 +635,7 @@ def test_a_missing_argument_is_named(entry):
 )
 def test_a_mismatch_names_the_leaf(entry, change):
     transform = entry.alone()
-    params = params_of(entry)
+    params = params_of(entry, SHAPES_WITHOUT_SCALAR)
     problem = problems.coupled(params)
     grads, state = problem.gradient(params), transform.init(params)
     arguments = problem.extra_arguments(entry.needs)

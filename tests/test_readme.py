@@ -28,10 +28,13 @@ def blocks(*languages):
 
 
 @pytest.mark.parametrize("source", blocks("python"))
-def test_python_block_runs_alone(source):
+def test_python_block_runs_alone_and_trains(source, capsys):
     # As a reader would run it: not with the settings of the tests.
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
         exec(compile(source, str(README), "exec"), {"__name__": "__main__"})
+    (loss,) = re.findall(r"^loss ([\d.]+)", capsys.readouterr().out)
+    # The logarithm of ten classes is 2.3, where it begins.
+    assert float(loss) < 0.4
 
 
 @pytest.mark.parametrize("source", blocks("sh", "bash"))

@@ -1,5 +1,6 @@
 """Hessian-vector products against dense Hessians in float64, and differences against their own formulas."""
 
+import functools
 import itertools
 
 import jax
@@ -13,6 +14,13 @@ from tests.problems import tanh_network, two_weights
 
 NETWORK = tanh_network(dtype=jnp.float64)
 
+hessian_vector_product = jax.jit(
+    derivatives.hessian_vector_product, static_argnames=("value_fn", "mode")
+)
+gauss_newton_vector_product = jax.jit(
+    derivatives.gauss_newton_vector_product, static_argnames=("outputs_fn", "output_loss_fn")
+)
+
 
 def random_like(tree, seed=0):
     rng = np.random.default_rng(seed)
@@ -21,7 +29,7 @@ def random_like(tree, seed=0):
 
 def dense_hessian_product(value_fn, params, vector):
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    hessian = jax.hessian(lambda x: value_fn(unravel(x)))(flat)
+    hessian = jax.jit(jax.hessian(lambda x: value_fn(unravel(x))))(flat)
     return unravel(hessian @ jax.flatten_util.ravel_pytree(vector)[0])
 
 
@@ -29,16 +37,15 @@ def assert_trees_close(x, y, rtol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-14), x, y)
 
 
+@jax.jit
 def relative_error(x, y):
-    return float(jnp.sqrt(trees.squared_norm(trees.subtract(x, y)) / trees.squared_norm(y)))
+    return jnp.sqrt(trees.squared_norm(trees.subtract(x, y)) / trees.squared_norm(y))
 
 
 @pytest.mark.parametrize("mode", derivatives.EXACT_MODES)
 def test_exact_mode_equals_dense_hessian(mode):
     vector = random_like(NETWORK.params)
-    product = derivatives.hessian_vector_product(
-        NETWORK.value_fn, NETWORK.params, vector, mode=mode
-    )
+    product = hessian_vector_product(NETWORK.value_fn, NETWORK.params, vector, mode=mode)
     expected = dense_hessian_product(NETWORK.value_fn, NETWORK.params, vector)
     assert_trees_close(product, expected, rtol=1e-11)
 
@@ -46,11 +53,12 @@ def test_exact_mode_equals_dense_hessian(mode):
 @pytest.mark.parametrize("mode", derivatives.DIFFERENCE_MODES)
 def test_difference_equals_its_own_formula(mode):
     vector, radius = random_like(NETWORK.params), 0.01
-    product = derivatives.hessian_vector_product(
+    product = hessian_vector_product(
         NETWORK.value_fn, NETWORK.params, vector, mode=mode, radius=radius
     )
     epsilon = radius / np.sqrt(sum(np.sum(v**2) for v in jax.tree.leaves(vector)))
 
+    @jax.jit
     def gradient_at(sign):
         return jax.grad(NETWORK.value_fn)(
             jax.tree.map(lambda p, v: p + sign * epsilon * v, NETWORK.params, vector)
@@ -82,7 +90,7 @@ def test_difference_has_its_order(mode, order, leading):
 
     theta, radii = jnp.float64(0.7), np.array([0.1, 0.05])
     errors = [
-        derivatives.hessian_vector_product(value_fn, theta, jnp.float64(1.0), mode=mode, radius=r)
+        hessian_vector_product(value_fn, theta, jnp.float64(1.0), mode=mode, radius=r)
         - 3 * theta**2
         for r in radii
     ]
@@ -99,7 +107,7 @@ def test_differences_of_a_cubic_have_closed_forms():
         "central_difference": 0.25,
     }
     for mode, value in expected.items():
-        product = derivatives.hessian_vector_product(
+        product = hessian_vector_product(
             lambda t: t**3 / 3, theta, theta**2, mode=mode, radius=0.1 * theta**2
         )
         assert float(product) == pytest.approx(value, abs=1e-14)
@@ -127,9 +135,9 @@ def mean_squared_error_network(widths, num_samples, dtype=jnp.float32):
 )
 def test_float32_accuracy_at_the_best_and_at_the_default_radius(widths, num_samples):
     value_fn, params = mean_squared_error_network(widths, num_samples)
-    gradient = jax.grad(value_fn)(params)
+    gradient = jax.jit(jax.grad(value_fn))(params)
     wide = jax.tree.map(lambda x: x.astype(jnp.float64), (params, gradient))
-    exact = derivatives.hessian_vector_product(value_fn, *wide)
+    exact = hessian_vector_product(value_fn, *wide)
     for mode, at_best, at_default in [
         ("forward_difference", 1e-3, 1e-2),
         ("central_difference", 1e-4, 1e-3),
@@ -137,9 +145,7 @@ def test_float32_accuracy_at_the_best_and_at_the_default_radius(widths, num_samp
 
         @jax.jit
         def error(radius, mode=mode):
-            product = derivatives.hessian_vector_product(
-                value_fn, params, gradient, mode=mode, radius=radius
-            )
+            product = hessian_vector_product(value_fn, params, gradient, mode=mode, radius=radius)
             difference = trees.squared_norm(trees.subtract(product, exact))
             return jnp.sqrt(difference / trees.squared_norm(exact))
 
@@ -159,7 +165,7 @@ def test_difference_takes_both_gradients_in_float32_for_bfloat16_parameters(mode
         return problem.value_fn(params)
 
     vector = random_like(problem.params)
-    product = derivatives.hessian_vector_product(
+    product = hessian_vector_product(
         value_fn,
         problem.params,
         vector,
@@ -168,7 +174,7 @@ def test_difference_takes_both_gradients_in_float32_for_bfloat16_parameters(mode
         gradient_at_params=jax.tree.map(jnp.ones_like, problem.params),
     )
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (problem.params, vector))
-    exact = derivatives.hessian_vector_product(problem.value_fn, *wide)
+    exact = hessian_vector_product(problem.value_fn, *wide)
     assert seen == {jnp.dtype(jnp.float32)}
     assert {x.dtype for x in jax.tree.leaves(product)} == {jnp.dtype(jnp.float32)}
     assert relative_error(product, exact) < 1e-2
@@ -184,15 +190,15 @@ def test_complex_parameters_are_pairs_of_real_ones(mode):
 
     z = jnp.array([0.3 + 0.8j, -0.5 + 0.2j])
     v = jnp.array([0.1 - 0.7j, 0.9 + 0.4j])
-    product = derivatives.hessian_vector_product(value_fn, z, v, mode=mode)
+    product = hessian_vector_product(value_fn, z, v, mode=mode)
     expected = dense_hessian_product(
         of_pair, jnp.stack([z.real, z.imag]), jnp.stack([v.real, v.imag])
     )
     tolerance = 1e-11 if mode in derivatives.EXACT_MODES else 1e-5
     np.testing.assert_allclose(product, expected[0] + 1j * expected[1], rtol=tolerance)
     np.testing.assert_allclose(
-        derivatives.gradient(value_fn, z),
-        jax.grad(of_pair)(jnp.stack([z.real, z.imag])).T @ jnp.array([1, 1j]),
+        jax.jit(functools.partial(derivatives.gradient, value_fn))(z),
+        jax.jit(jax.grad(of_pair))(jnp.stack([z.real, z.imag])).T @ jnp.array([1, 1j]),
         rtol=1e-12,
     )
 
@@ -224,7 +230,7 @@ double.defvjp(lambda x: (2 * x, None), lambda _, cotangent: (2 * cotangent,))
 @pytest.mark.parametrize("mode", derivatives.MODES)
 def test_through_a_custom_vjp_whose_rule_is_jax_code(mode):
     def product():
-        return derivatives.hessian_vector_product(
+        return hessian_vector_product(
             lambda x: jnp.sum(square(x) * x), jnp.float64(0.5), jnp.float64(2.0), mode=mode
         )
 
@@ -258,11 +264,11 @@ def test_gauss_newton_product_equals_dense_jacobian():
         return jnp.sum(jnp.cosh(outputs))
 
     vector = random_like(problem.params)
-    product = derivatives.gauss_newton_vector_product(
+    product = gauss_newton_vector_product(
         problem.outputs_fn, output_loss_fn, problem.params, vector
     )
     flat, unravel = jax.flatten_util.ravel_pytree(problem.params)
-    jacobian = jax.jacobian(lambda x: jnp.ravel(problem.outputs_fn(unravel(x))))(flat)
+    jacobian = jax.jit(jax.jacobian(lambda x: jnp.ravel(problem.outputs_fn(unravel(x)))))(flat)
     outputs = jnp.ravel(problem.outputs_fn(problem.params))
     curvature = jnp.diag(jnp.cosh(outputs))
     expected = jacobian.T @ curvature @ jacobian @ jax.flatten_util.ravel_pytree(vector)[0]
@@ -280,8 +286,8 @@ def test_gauss_newton_product_is_the_hessian_of_a_linear_model():
 
     w, v = jnp.array([0.1, -0.2, 0.3]), jnp.array([1.0, 2.0, -1.0])
     np.testing.assert_allclose(
-        derivatives.gauss_newton_vector_product(outputs_fn, output_loss_fn, w, v),
-        derivatives.hessian_vector_product(lambda w: output_loss_fn(outputs_fn(w)), w, v),
+        gauss_newton_vector_product(outputs_fn, output_loss_fn, w, v),
+        hessian_vector_product(lambda w: output_loss_fn(outputs_fn(w)), w, v),
         rtol=1e-13,
     )
 
@@ -296,7 +302,7 @@ def test_two_weights_have_the_published_derivatives():
     problem = two_weights()
     gradient = jax.grad(problem.value_fn)(problem.params)
     np.testing.assert_allclose(gradient, [32.2, 25.76], rtol=1e-14)
-    product = derivatives.hessian_vector_product(problem.value_fn, problem.params, gradient)
+    product = hessian_vector_product(problem.value_fn, problem.params, gradient)
     np.testing.assert_allclose(product, [883.89, 813.7584], rtol=1e-14)
 
 
@@ -306,7 +312,7 @@ def test_operator_equals_dense_hessian(mode):
     for seed in range(2):
         vector = random_like(NETWORK.params, seed)
         expected = dense_hessian_product(NETWORK.value_fn, NETWORK.params, vector)
-        assert_trees_close(product(vector), expected, rtol=1e-11)
+        assert_trees_close(jax.jit(product)(vector), expected, rtol=1e-11)
 
 
 def test_operator_through_a_custom_vjp_whose_rule_has_no_forward_derivative():

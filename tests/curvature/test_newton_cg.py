@@ -1,5 +1,7 @@
 """Newton-CG against dense solves, a plain truncated solver and the ratio in closed form, in float64."""
 
+import functools
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -30,13 +32,22 @@ def quadratic(matrix, minimiser):
     return value_fn
 
 
+@functools.cache
+def compiled_update(value_fn, arguments, options):
+    transform = optax_igr.scale_by_newton_cg(**dict(options))
+
+    @jax.jit
+    def update(params, state):
+        return transform.update(jax.grad(value_fn)(params), state, params, **dict(arguments))
+
+    return transform, update
+
+
 def solve(value_fn, params, *, state=None, arguments=None, **options):
     """One update: (u, state)."""
-    transform = optax_igr.scale_by_newton_cg(**options)
     arguments = {"value_fn": value_fn} if arguments is None else arguments
-    state = transform.init(params) if state is None else state
-    gradient = jax.grad(value_fn)(params)
-    return jax.jit(lambda g, s, p: transform.update(g, s, p, **arguments))(gradient, state, params)
+    transform, update = compiled_update(value_fn, tuple(arguments.items()), tuple(options.items()))
+    return update(params, transform.init(params) if state is None else state)
 
 
 def test_one_step_solves_a_positive_definite_quadratic():
@@ -52,12 +63,13 @@ def test_one_step_solves_a_positive_definite_quadratic():
 
 def test_a_solve_ends_at_the_first_residual_below_the_tolerance():
     matrix, b = dense.spd(SIZE, 30.0), np.random.default_rng(1).normal(size=SIZE)
+    solve_one = jax.jit(
+        lambda n, tolerance: truncated_cg(lambda v: matrix @ v, b, max_steps=n, tolerance=tolerance)
+    )
     for tolerance in (0.3, 0.1, 0.03):
         residuals = []
         for max_steps in range(1, SIZE + 1):
-            solution = truncated_cg(
-                lambda v: matrix @ v, b, max_steps=max_steps, tolerance=tolerance
-            )
+            solution = solve_one(max_steps, tolerance)
             residual = b - matrix @ np.asarray(solution.x)
             np.testing.assert_allclose(solution.residual, residual, atol=1e-11)
             residuals.append(np.linalg.norm(residual) / np.linalg.norm(b))
@@ -70,13 +82,13 @@ def test_a_solve_ends_at_the_first_residual_below_the_tolerance():
 def test_the_direction_solves_the_damped_dense_system(curvature):
     flat, unflatten = jax.flatten_util.ravel_pytree(NETWORK.params)
     if curvature == "hessian":
-        matrix = jax.hessian(lambda x: NETWORK.value_fn(unflatten(x)))(flat)
+        matrix = jax.jit(jax.hessian(lambda x: NETWORK.value_fn(unflatten(x))))(flat)
         damping = 1e-2 - float(jnp.linalg.eigvalsh(matrix)[0])
     else:
-        jacobian = jax.jacobian(lambda x: ravel(NETWORK.outputs_fn(unflatten(x))))(flat)
+        jacobian = jax.jit(jax.jacobian(lambda x: ravel(NETWORK.outputs_fn(unflatten(x)))))(flat)
         matrix, damping = 2 * jacobian.T @ jacobian, 1e-2
     damping = float(np.float32(damping))
-    gradient = ravel(jax.grad(NETWORK.value_fn)(NETWORK.params))
+    gradient = ravel(jax.jit(jax.grad(NETWORK.value_fn))(NETWORK.params))
     expected = jnp.linalg.solve(matrix + damping * jnp.eye(flat.size), gradient)
 
     arguments = {
@@ -235,6 +247,7 @@ def test_a_broken_curvature_leaves_the_gradient():
     params = jnp.asarray([0.0, 1.0])
     gradient = jnp.asarray([1.0, 2.0])
     transform = optax_igr.scale_by_newton_cg()
-    direction, state = transform.update(gradient, transform.init(params), params, value_fn=value_fn)
+    update = jax.jit(functools.partial(transform.update, value_fn=value_fn))
+    direction, state = update(gradient, transform.init(params), params)
     np.testing.assert_array_equal(direction, gradient)
     assert jnp.isfinite(state.damping)

@@ -208,11 +208,14 @@ def test_parameters_outside_the_domain_are_named(params, message):
 
 
 def test_abstract_parameters_are_not_looked_into():
-    params = {"w": jnp.array([-1.0])}
+    inside, outside = {"w": jnp.array([1.0])}, {"w": jnp.array([-1.0])}
     for optimizer in (igr.exponentiate(), igr.exponentiate(log_state=True)):
-        jax.jit(optimizer.init)(params)
-        jax.eval_shape(optimizer.init, params)
-        jax.vmap(optimizer.init)(params)
+        with pytest.raises(ValueError, match="negative weight"):
+            optimizer.init(outside)
+        types = jax.tree.map(jax.typeof, optimizer.init(inside))
+        for abstract in (jax.jit(optimizer.init), jax.vmap(optimizer.init)):
+            assert jax.tree.map(jax.typeof, abstract(outside)) == types
+        assert jax.tree.map(jax.typeof, jax.eval_shape(optimizer.init, outside)) == types
 
 
 def test_bad_arguments_are_named():

@@ -87,6 +87,7 @@ def test_the_regret_of_hedge_is_below_its_bound(num_experts, num_steps):
     assert 0.2 * bound < regret <= bound
 
 
+@pytest.mark.usefixtures("optimized_compilation")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2.0**-8)])
 @pytest.mark.parametrize("log_state", [False, True])
 def test_the_sum_does_not_drift_in_twenty_thousand_steps_at_any_rate(dtype, tolerance, log_state):
@@ -258,8 +259,15 @@ def test_parameters_outside_the_domain_are_named(options, params, message):
 
 
 def test_rounded_weights_are_in_the_domain():
+    optimizer = igr.exponentiate_simplex()
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
-        igr.exponentiate_simplex().init(jnp.full([3, 1000], 1e-3, dtype))
+        rounded = jnp.full([3, 1000], 1e-3, dtype)
+        assert not np.any(np.sum(rounded, axis=-1, dtype=np.float64) == 1)
+        updates, _ = optimizer.update(jnp.zeros_like(rounded), optimizer.init(rounded), rounded)
+        spacing = float(jnp.finfo(dtype).eps) * 1e-3
+        np.testing.assert_allclose(np.asarray(updates, np.float64), 0, atol=spacing)
+        with pytest.raises(ValueError, match=r"has a sum of 1\.0"):
+            optimizer.init(rounded * jnp.asarray(1 + 1 / 32, dtype))
 
 
 @pytest.mark.parametrize(
