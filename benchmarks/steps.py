@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from benchmarks import records, runner
+from benchmarks import records, training_step
 from benchmarks.problems.problem import Problem
 from benchmarks.technique import Technique
 from benchmarks.techniques import COEFFICIENT, TECHNIQUES
@@ -186,7 +186,7 @@ def count_gradients(
                 ledger.gradients = ledger.products = 0.0
             ledger.seen.clear()
             batch = _example_batch(problem, step)
-            params, state = runner.update(
+            params, state = training_step.update(
                 counted, technique, optimizer, params, state, batch, data=problem.train
             )
     return ledger.gradients / (last - first), ledger.products / (last - first)
@@ -325,7 +325,7 @@ def _compile_technique(problem, technique):
     optimizer = technique.make(LEARNING_RATE, 1000)
 
     def step(params, state, batch):
-        return runner.update(problem, technique, optimizer, params, state, batch, data=batch)
+        return training_step.update(problem, technique, optimizer, params, state, batch, data=batch)
 
     params = problem.init(jax.random.key(0))
     return _compile(step, problem, optimizer.init(params))

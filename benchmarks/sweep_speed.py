@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import records, runner
+from benchmarks import program, records, runner, sampling, training_step
 from benchmarks.problems import digits
 from benchmarks.problems.problem import Problem
 from benchmarks.technique import Technique
@@ -130,21 +130,13 @@ def _loop(task, technique, planned):
     def step(params, state, rate, chosen, data):
         batch = jax.tree.map(lambda x: x[chosen], data)
         optimizer = technique.make(rate, task.num_steps)
-        return runner.update(task, technique, optimizer, params, state, batch)
+        return training_step.update(task, technique, optimizer, params, state, batch)
 
     def start(run):
-        key = jax.random.key(run.seed)
-        params = jax.tree.map(lambda x: x[0], runner.initial_params(task, key[None]))
+        key = jax.random.key(run.seed)[None]
+        params = jax.tree.map(lambda x: x[0], sampling.initial_params(task, key))
+        batches = np.asarray(sampling.batches(task, key, task.num_steps))[0]
         rate = jnp.float32(run.learning_rate)
-        epochs = range(-(-task.num_steps // task.steps_per_epoch))
-        orders = np.stack(
-            [
-                jax.random.permutation(jax.random.fold_in(key, e + 1), task.num_examples)
-                for e in epochs
-            ]
-        )
-        whole = task.steps_per_epoch * task.batch_size
-        batches = orders[:, :whole].reshape(-1, task.batch_size)
         return params, technique.make(rate, task.num_steps).init(params), rate, batches
 
     starts = [start(run) for run in planned]
@@ -161,5 +153,5 @@ def _loop(task, technique, planned):
     jax.block_until_ready(finals)
     seconds = time.perf_counter() - began
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *finals)
-    losses = runner.measure(task, stacked, "final_measures")["train_loss"]
+    losses = program.measure(task, stacked, "final_measures")["train_loss"]
     return losses, seconds, compile_seconds
