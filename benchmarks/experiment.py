@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from benchmarks import records, runner, steps
+from benchmarks import records, runner
+from benchmarks.gradient_counts import count_gradients
 from benchmarks.problems.problem import Problem
 from benchmarks.records import Key, Record
 from benchmarks.technique import Technique
@@ -223,9 +224,7 @@ def _records(problem, runs, num_steps, progress):
         problem, runs, num_steps=num_steps, num_points=NUM_POINTS, progress=progress
     )
     technique = runs[0].technique
-    gradients, products = steps.count_gradients(
-        problem, technique, runs[0].learning_rate, num_steps
-    )
+    gradients, products = count_gradients(problem, technique, runs[0].learning_rate, num_steps)
     environment = records.environment()
     return [
         Record(

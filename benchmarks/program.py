@@ -22,6 +22,7 @@ from benchmarks import sampling, training_step
 from benchmarks.carry_axes import carry_axes
 from benchmarks.problems.problem import Problem
 from benchmarks.technique import Technique
+from benchmarks.training_step import Given
 
 _WHOLE, _RUNS = PartitionSpec(), PartitionSpec("runs")
 
@@ -68,21 +69,19 @@ class Program:
         )
         begin = functools.partial(training_step.begin, problem, technique, num_steps)
         step = functools.partial(training_step.step, problem, technique, num_steps)
-        start, inputs = jax.eval_shape(
-            self._drawn, *(jax.ShapeDtypeStruct((self.size,), t) for t in (jnp.float32, jnp.uint32))
-        )
+        rates = jax.ShapeDtypeStruct((self.size,), jnp.float32)
+        seeds = jax.ShapeDtypeStruct((self.size,), jnp.uint32)
+        start, given = jax.eval_shape(self._drawn, rates, seeds)
         count = jax.ShapeDtypeStruct((), jnp.int32)
-        self.axes = carry_axes(
-            begin, start, step, (count, *inputs, problem.train), (None, 0, 0, 0, None)
-        )
+        self.axes = carry_axes(begin, start, step, (count, given, problem.train), (None, 0, None))
 
-        def advance(first, last, carry, inputs, data):
-            def loop(carry, inputs):
+        def advance(first, last, carry, given, data):
+            def loop(carry, given):
                 return jax.lax.fori_loop(
-                    first, last, lambda count, carry: step(carry, count, *inputs, data), carry
+                    first, last, lambda count, carry: step(carry, count, given, data), carry
                 )
 
-            return jax.vmap(loop, (self.axes, 0), self.axes)(carry, inputs)
+            return jax.vmap(loop, (self.axes, 0), self.axes)(carry, given)
 
         begin = jax.vmap(begin, (0, 0), self.axes)
         specs = _specs(self.axes)
@@ -91,7 +90,7 @@ class Program:
             advance, (_WHOLE, _WHOLE, specs, _RUNS, _WHOLE), specs, donate_argnums=2
         )
         began = time.perf_counter()
-        self.advance = steps.lower(0, 0, jax.eval_shape(begin, *start), inputs, self.data).compile()
+        self.advance = steps.lower(0, 0, jax.eval_shape(begin, *start), given, self.data).compile()
         self.compile_seconds = time.perf_counter() - began
         memory = self.advance.memory_analysis()
         self.memory = memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else 0
@@ -103,7 +102,7 @@ class Program:
         sharding = NamedSharding(self.mesh, _RUNS)
         rates = jnp.asarray([r.learning_rate for r in padded], jnp.float32, device=sharding)
         seeds = jnp.asarray([r.seed for r in padded], jnp.uint32, device=sharding)
-        start, inputs = self._drawn(rates, seeds)
+        start, given = self._drawn(rates, seeds)
         carry = self.begin(*start)
         eval_params = jax.jit(jax.vmap(self.technique.eval_params, (self.axes.state, 0)))
 
@@ -116,7 +115,7 @@ class Program:
         seconds = 0.0
         for first, last in itertools.pairwise(points):
             began = time.perf_counter()
-            carry = self.advance(int(first), int(last), carry, inputs, self.data)
+            carry = self.advance(int(first), int(last), carry, given, self.data)
             jax.block_until_ready(carry)
             seconds += time.perf_counter() - began
             curve.append(measured("measures"))
@@ -136,10 +135,10 @@ class Program:
         ]
 
     def _drawn(self, rates, seeds):
-        """Returns what the runs begin with, and what each takes to every step."""
+        """Returns what the runs begin with, and what they take to every step."""
         keys = sampling.keys(seeds)
         batches = sampling.batches(self.problem, keys, self.num_steps)
-        return (rates, sampling.initial_params(self.problem, keys)), (rates, keys, batches)
+        return (rates, sampling.initial_params(self.problem, keys)), Given(rates, keys, batches)
 
     def _jitted(self, fn, in_specs, out_specs, **options):
         split = jax.shard_map(

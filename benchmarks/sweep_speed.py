@@ -1,22 +1,25 @@
-"""The runner beside a plain Python loop over one jitted step: the same runs, the same batches, timed."""
+"""The runner beside a plain Python loop over one jitted step: the same runs, the same batches, timed.
 
+Starts and batches are drawn by the same programs for both, before either clock starts.
+"""
+
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import program, records, runner, sampling, training_step
+from benchmarks import program, runner, sampling, training_step
 from benchmarks.problems import digits
 from benchmarks.problems.problem import Problem
 from benchmarks.technique import Technique
 from benchmarks.techniques import TECHNIQUES
 
 
-class SweepSpeed(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SweepSpeed:
     """The seconds of a sweep both ways.
 
     Attributes:
@@ -67,11 +70,6 @@ def cells(found: Sequence[SweepSpeed]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def write(found: Sequence[SweepSpeed], folder: Path) -> Path:
-    """Writes one JSON line a number of runs, with the machine; returns the path."""
-    return records.write_costs(folder / "sweep_speed.jsonl", (f._asdict() for f in found))
-
-
 def problem(epochs: int) -> Problem:
     """Digits with all but a tenth to train on, batch 64."""
     made = digits.mlp(num_train=1600, batch_size=64, epochs=epochs)
@@ -80,24 +78,34 @@ def problem(epochs: int) -> Problem:
 
 
 def measure(
-    runs: int,
+    numbers: Sequence[int],
     *,
     epochs: int = 20,
     technique: Technique = TECHNIQUES["sgd"],
     loop_runs: int | None = None,
     seeds: int = 5,
     progress: Callable[[str], None] = lambda message: None,
-) -> SweepSpeed:
-    """Times a sweep of `runs` runs both ways.
+) -> list[SweepSpeed]:
+    """Times a sweep of each number of runs both ways.
 
     Args:
-      runs: a multiple of `seeds`.
+      numbers: multiples of `seeds`.
       epochs: of each run.
       technique: the optimizer.
       loop_runs: how many of the runs the loop is timed on, its time scaled up to all; None is all.
       seeds: of each rate.
       progress: told what is being done.
+
+    Raises:
+      ValueError: for a number that is no multiple of `seeds`.
     """
+    for number in numbers:
+        if number < 1 or number % seeds:
+            raise ValueError(f"{number} runs are no multiple of the {seeds} seeds of each rate.")
+    return [_measure(n, epochs, technique, loop_runs, seeds, progress) for n in numbers]
+
+
+def _measure(runs, epochs, technique, loop_runs, seeds, progress):
     task = problem(epochs)
     rates = np.geomspace(0.01, 0.3, runs // seeds).tolist()
     planned = [runner.Run(technique, rate, seed) for rate in rates for seed in range(seeds)]

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from benchmarks.problems.problem import Problem
-from benchmarks.technique import NUM_MICROBATCHES, Technique
+from benchmarks.technique import NUM_MICROBATCHES, Scalar, Technique
 
 # Sets the draws of curvature batches apart from those of the epochs' orders.
 _CURVATURE_STREAM = 2**31 - 1
@@ -21,8 +21,22 @@ class Carry(NamedTuple):
     state: optax.OptState
 
 
+class Given(NamedTuple):
+    """What one run takes to every step.
+
+    Attributes:
+      rate: its learning rate.
+      key: of its draws.
+      batches: the examples of each step, or None where every step takes all.
+    """
+
+    rate: Scalar
+    key: chex.PRNGKey
+    batches: chex.Array | None
+
+
 def begin(
-    problem: Problem, technique: Technique, num_steps: int, rate: chex.Array, params: chex.ArrayTree
+    problem: Problem, technique: Technique, num_steps: int, rate: Scalar, params: chex.ArrayTree
 ) -> Carry:
     """Returns the carry before the first step."""
     return Carry(params, technique.make(rate, num_steps).init(params))
@@ -34,22 +48,20 @@ def step(
     num_steps: int,
     carry: Carry,
     count: chex.Array,
-    rate: chex.Array,
-    key: chex.PRNGKey,
-    batches: chex.Array | None,
+    given: Given,
     data: Any,
 ) -> Carry:
-    """Takes step `count` on the examples `batches[count]` of the data, or on all of it where there are no batches."""
+    """Takes step `count` on its batch of the data."""
     batch = data
-    if batches is not None:
-        examples = jax.lax.dynamic_index_in_dim(batches, count, keepdims=False)
+    if given.batches is not None:
+        examples = jax.lax.dynamic_index_in_dim(given.batches, count, keepdims=False)
         batch = jax.tree.map(lambda x: x[examples], data)
         batch = batch if problem.shift is None else problem.shift(batch, count)
 
     def curvature_key():
-        return jax.random.fold_in(jax.random.fold_in(key, _CURVATURE_STREAM), count)
+        return jax.random.fold_in(jax.random.fold_in(given.key, _CURVATURE_STREAM), count)
 
-    optimizer = technique.make(rate, num_steps)
+    optimizer = technique.make(given.rate, num_steps)
     return Carry(
         *update(
             problem,

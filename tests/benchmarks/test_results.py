@@ -24,7 +24,7 @@ def test_costs_of_steps_and_speeds_of_sweeps_have_sections_with_their_machine(tm
         SweepSpeed(40, 500, 2.0, 3.0, 6.0, 0.25, 1e-6),
         SweepSpeed(400, 500, 20.0, 3.0, 60.0, 0.25, 2e-6),
     ]
-    _write(folder / "sweep_speed.gpu.jsonl.gz", *(f._asdict() for f in speeds))
+    _write(folder / "sweep_speed.gpu.jsonl.gz", *map(dataclasses.asdict, speeds))
     results.write(tmp_path / "RESULTS.md", folder)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| sam | 2.06 | 9.1 | 2.00 | 1.60 | 2 | 0 |" in text

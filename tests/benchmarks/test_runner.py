@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import program, runner, steps
+from benchmarks import program, runner
+from benchmarks.gradient_counts import count_gradients
 from benchmarks.problems.problem import Problem
 from benchmarks.technique import Technique
 from benchmarks.techniques import TECHNIQUES
@@ -142,7 +143,7 @@ def test_a_run_that_diverges_is_a_result(problem):
     ],
 )
 def test_gradients_are_counted_in_units_of_one_batch(problem, name, gradients, products):
-    counted = steps.count_gradients(problem, TECHNIQUES[name], 0.01, num_steps=2)
+    counted = count_gradients(problem, TECHNIQUES[name], 0.01, num_steps=2)
     assert counted == pytest.approx((gradients, products))
 
 
@@ -167,9 +168,9 @@ def test_gradients_are_counted_over_a_declared_period_after_it_has_settled(probl
         return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros([], int), update)
 
     thirds = Technique("thirds", make, (0.1,), "", period=3)
-    assert steps.count_gradients(problem, thirds, 0.1) == pytest.approx((4 / 3, 0))
+    assert count_gradients(problem, thirds, 0.1) == pytest.approx((4 / 3, 0))
     of_the_run = Technique("thirds", make, (0.1,), "", period=lambda num_steps: num_steps // 4)
-    assert steps.count_gradients(problem, of_the_run, 0.1, 12) == pytest.approx((4 / 3, 0))
+    assert count_gradients(problem, of_the_run, 0.1, 12) == pytest.approx((4 / 3, 0))
 
 
 @pytest.mark.parametrize(
