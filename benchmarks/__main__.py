@@ -84,15 +84,22 @@ def _command(name: str, choose_techniques: Any) -> Callable[..., None]:
     return command
 
 
+def _given(context: typer.Context) -> list[str]:
+    """Returns the options that stand on the command line."""
+    sources = {
+        p.opts[0]: context.get_parameter_source(p.name or "") for p in context.command.params
+    }
+    return [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+
+
 def _refuse_options(context):
     """An option before the command belongs to none, and would be lost."""
-    for option in context.command.params:
-        source = context.get_parameter_source(option.name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(
-                f"{option.opts[0]} must follow the command: python -m benchmarks "
-                f"{context.invoked_subcommand} {option.opts[0]} ..."
-            )
+    given = _given(context)
+    if given:
+        raise typer.BadParameter(
+            f"{', '.join(given)} must follow the command: python -m benchmarks "
+            f"{context.invoked_subcommand} {given[0]} ..."
+        )
 
 
 def _show(experiment, runs, folder):
@@ -127,7 +134,8 @@ def _measure(kind: str, measure: Callable[..., list], folder: Path, *args: Any, 
 
 @app.command("steps", help="What a step costs beside a plain gradient step.")
 def step_costs(
-    techniques: options.Techniques = None,
+    context: typer.Context,
+    techniques: Annotated[Any, options.choose_techniques()] = None,
     rounds: options.Rounds = 9,
     batch_size: options.BatchSize = BATCH_SIZE,
     widths: options.Widths = DEFAULT_WIDTHS,
@@ -141,9 +149,13 @@ def step_costs(
     size: Annotated[
         int, typer.Option(min=1, help="Parameters of an elementwise step.")
     ] = elementwise.SIZE,
-    out: options.Out = None,
+    out: options.CostsOut = None,
 ) -> None:
     folder = out or new_folder("steps")
+    of_the_other = ("--techniques", "--batch-size", "--widths") if without_model else ("--size",)
+    if lost := [name for name in of_the_other if name in _given(context)]:
+        verb = "goes without" if without_model else "goes with"
+        raise typer.BadParameter(f"{', '.join(lost)} {verb} --elementwise.")
     if without_model:
         _measure("elementwise", elementwise.measure, folder, size=size, rounds=rounds)
         return
@@ -158,7 +170,7 @@ def norm_decay_costs(
     rounds: options.Rounds = 9,
     batch_size: options.BatchSize = BATCH_SIZE,
     widths: options.Widths = DEFAULT_WIDTHS,
-    out: options.Out = None,
+    out: options.CostsOut = None,
 ) -> None:
     folder = out or new_folder("decay-costs")
     settings = {"widths": widths, "batch_size": batch_size, "rounds": rounds}
@@ -172,7 +184,7 @@ def sweep_speed(
     loop_runs: Annotated[
         int | None, typer.Option(min=1, help="Time the loop on so many runs and scale its time up.")
     ] = None,
-    out: options.Out = None,
+    out: options.CostsOut = None,
 ) -> None:
     runner.use_every_core()
     folder = out or new_folder("sweep-speed")
@@ -181,7 +193,7 @@ def sweep_speed(
 
 @app.command("download", help="Fetch the public data files: mnist, libsvm, text, or all of them.")
 def download(
-    what: Annotated[str, typer.Argument(metavar="[FOLDER]")] = "all",
+    what: Annotated[str, typer.Argument(metavar="FOLDER")] = "all",
     data_dir: Annotated[
         Path, typer.Option(envvar="OPTAX_IGR_DATA", file_okay=False, help="Where to put them.")
     ] = Path("data"),
@@ -197,8 +209,19 @@ def download(
 
 @app.command("pack", help="Copy records into the folder that RESULTS.md is written from.")
 def pack(
-    name: Annotated[str, typer.Argument(metavar="EXPERIMENT[.LABEL]")],
-    source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="RECORDS")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME[.LABEL]", help="NAME one of " + ", ".join(results_.KINDS)),
+    ],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            metavar="RECORDS",
+            help="The .jsonl of a folder in results/.",
+        ),
+    ],
     folder: Annotated[Path, typer.Option(file_okay=False, help="Where to put them.")] = RECORDED,
 ) -> None:
     target = folder / f"{name}.jsonl.gz"
@@ -215,7 +238,9 @@ def results(
         typer.Option(
             exists=True,
             file_okay=False,
-            help="Holds NAME[.LABEL].jsonl or .jsonl.gz, NAME an experiment, steps or sweep_speed.",
+            help="Holds NAME[.LABEL].jsonl or .jsonl.gz, NAME one of "
+            + ", ".join(results_.KINDS)
+            + ".",
         ),
     ] = RECORDED,
     out: Annotated[Path, typer.Option(dir_okay=False, help="The file to write.")] = RECORDED.parent
@@ -231,8 +256,8 @@ def results(
     help="Compare two records.jsonl or .jsonl.gz; exit with 1 where a limit is passed, or a measure is absent.",
 )
 def diff(
-    before: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    after: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    before: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The older records.")],
+    after: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The newer ones.")],
     fail: options.Limits = None,
 ) -> None:
     limits = {limit.measure: limit for limit in fail or []}

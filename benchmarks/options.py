@@ -52,17 +52,15 @@ def _limit(text: str) -> compare.Limit:
 
 
 def choose_techniques(experiment: Experiment | None = None) -> Any:
-    """Returns the option `--techniques` of an experiment, or of the suite."""
+    """Returns the option `--techniques` of an experiment, or of what takes any of the suite."""
     if experiment is None:
-        text = "Techniques to run, instead of all of the experiment's: its own names, or one of "
-        text += ", ".join(TECHNIQUES) + "."
+        text = "Techniques to run, instead of the usual ones: " + ", ".join(TECHNIQUES) + "."
     else:
         own = ", ".join(entry.technique.name for entry in experiment.entries)
         text = f"Some of {own}, instead of all; or others of the suite (see --help of the suite)."
     return typer.Option(metavar="NAME,...", parser=_listed(str), help=text)
 
 
-Techniques = Annotated[Any, choose_techniques()]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each technique and rate.")]
 Rates = Annotated[
     Any,
@@ -99,6 +97,14 @@ Out = Annotated[
     typer.Option(
         file_okay=False,
         help="Folder for the results; runs already recorded there are not run again. "
+        "Default: a new folder in results/.",
+    ),
+]
+CostsOut = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        help="Folder for the records, which replace those of an earlier call. "
         "Default: a new folder in results/.",
     ),
 ]
