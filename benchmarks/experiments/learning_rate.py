@@ -10,133 +10,24 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import altair as alt
-import optax
-from flax import nnx
 
-import optax_igr
 from benchmarks import figures
-from benchmarks.experiment import Column, Entry, Experiment, Figure
-from benchmarks.problems import digits, logistic, shakespeare
-from benchmarks.problems.problem import Problem
+from benchmarks.experiment import Column, Experiment, Figure
+from benchmarks.experiments.learning_rate_entries import (
+    ENTRIES,
+    HEAVY_BALL,
+    HEAVY_BALL_REFERENCE,
+    RATES,
+    REFERENCE,
+    SHIFTED,
+    problems,
+)
 from benchmarks.records import Record, groups
-from benchmarks.report import mean_column
-from benchmarks.technique import ADAM_RATES, BASIC, Technique, decayed
-from benchmarks.techniques import TECHNIQUES
 
-RATES = tuple(10.0**k for k in range(-6, 3))
-REFERENCE = "adam_decayed"
 TOLERANCE = 1.1
 ACCURACY_MARGIN = 0.01
 # Of the figure: all problems start at less.
 LOSS_CEILING = 10.0
-
-# Alignments over a hundred steps: those of single steps settle at a rate that is too small (see `adapt_scale`).
-MEASURED = {
-    "scale_rate": 0.3,
-    "ema": 0.99,
-    "first_step": "cauchy",
-    "warmup_steps": 10,
-}
-CAP = 0.1
-
-
-def _adapted(inner, **options):
-    return optax_igr.adapt_scale(inner, **options)
-
-
-def _adapted_decayed(inner, num_steps, **options):
-    adapted = _adapted(inner, **MEASURED, **options)
-    return optax.chain(adapted, optax.scale_by_schedule(decayed(1.0, num_steps)))
-
-
-OWN = [
-    Technique(
-        "egdd", lambda h, n: optax_igr.egdd(h), RATES, "EGDD with the defaults of its authors"
-    ),
-    Technique(
-        "sgd_gain",
-        lambda h, n: optax.chain(optax_igr.scale_by_gain(h), optax.sgd(h)),
-        RATES,
-        "the raw rule: one gain a parameter, with the rate itself as the gain's",
-    ),
-    Technique(
-        "sgd_adapted_decayed",
-        lambda h, n: _adapted_decayed(optax.sgd(h), n),
-        RATES,
-        "gradient descent, its scale learned from ten measured steps, under a cosine decay",
-    ),
-    Technique(
-        "adam_adapted",
-        lambda h, n: _adapted(optax.adam(h), **MEASURED),
-        RATES,
-        "Adam, its scale learned from ten measured steps",
-    ),
-    Technique(
-        "adam_adapted_capped_decayed",
-        lambda h, n: _adapted_decayed(optax.adam(h), n, max_relative_update=CAP),
-        RATES,
-        "the same with a cap on the relative update, which is for an outlier among the measured, and a cosine decay",
-    ),
-    Technique(
-        "adam_capped",
-        lambda h, n: _adapted(optax.adam(h), scale_rate=0.03, max_relative_update=CAP),
-        RATES,
-        "Adam, its scale learned, with a cap on the relative update in place of measured steps",
-    ),
-]
-
-ADAM_DECAYED = Technique(
-    REFERENCE,
-    lambda h, n: optax.adam(decayed(h, n)),
-    ADAM_RATES,
-    "Adam, cosine decay: the reference, at the best of its grid",
-    extra_arguments=BASIC,
-)
-
-
-SHIFTED = "digits_shift"
-
-
-def _problems(data_dir):
-    three = digits.mlp(widths=(64, 64), activation=nnx.relu)
-    seven = digits.mlp(widths=(32,) * 6, activation=nnx.relu)
-    chosen = [
-        three.replace(name="digits_three", num_steps=600),
-        seven.replace(name="digits_seven", num_steps=600),
-        shifted(three, 600),
-    ]
-    if data_dir is not None:
-        small = {"length": 32, "width": 32, "num_heads": 2, "num_steps": 300}
-        chosen.insert(0, logistic.a9a(data_dir).replace(num_steps=500))
-        chosen.append(shakespeare.transformer(data_dir, **small))
-    return [problem.measuring("train_loss", "test_loss", "test_accuracy") for problem in chosen]
-
-
-def shifted(problem: Problem, num_steps: int) -> Problem:
-    """Returns a classifier whose labels are permuted from the middle of the run on.
-
-    The training loss is that on the permuted labels: before the middle it says nothing.
-    """
-
-    def permuted(data, by=1):
-        return data | {"label": (data["label"] + by) % 10}
-
-    def shift(batch, step):
-        return permuted(batch, step >= num_steps // 2)
-
-    def measure(params, train, test):
-        del test
-        return problem.loss(params, permuted(train))
-
-    return problem.replace(
-        name=SHIFTED,
-        num_steps=num_steps,
-        measures={"train_loss": measure},
-        final_measures={"train_loss": measure},
-        shift=shift,
-        target=None,
-        about=f"{problem.about}, every label raised by one (modulo ten) from step {num_steps // 2} on",
-    )
 
 
 def mean_loss(group: Sequence[Record]) -> float:
@@ -209,7 +100,26 @@ def headline(runs: Sequence[Record]) -> str:
         sentences.append(
             f"On {problem}, {REFERENCE} at its best rate ends at {loss:.3g}; rates that reach it ({counted}): {listed}."
         )
-    return " ".join([*sentences, *_after_the_shift(runs)])
+    return " ".join([*sentences, *_heavy_ball(runs), *_after_the_shift(runs)])
+
+
+def _heavy_ball(runs):
+    """Compares heavy ball with its own search, since Adam is another method."""
+    losses: dict[str, dict[str, list[float]]] = {}
+    for (problem, technique, _), group in groups(runs).items():
+        if technique in (HEAVY_BALL, HEAVY_BALL_REFERENCE):
+            found = losses.setdefault(problem, {}).setdefault(technique, [])
+            found.append(mean_loss(group))
+    compared = [
+        f"{problem} {max(found[HEAVY_BALL]):.2g} ({min(found[HEAVY_BALL_REFERENCE]):.2g})"
+        for problem, found in losses.items()
+        if len(found) == 2
+    ]
+    if not compared:
+        return []
+    return [
+        f"Heavy ball under adapt_scale at the worst initial rate, and in brackets searched: {', '.join(compared)}."
+    ]
 
 
 def best_after_shift(runs: Sequence[Record]) -> dict[str, list[Record]]:
@@ -270,7 +180,7 @@ def _rates(runs):
     chart = (
         alt.layer(*layers.layer, data=alt.Data(values=rows))
         .properties(width=figures.WIDTH, height=figures.HEIGHT)
-        .facet(column=alt.Column("problem:N", title=None))
+        .facet(alt.Facet("problem:N", title=None), columns=2)
         .resolve_scale(y="independent")
     )
     return Figure(
@@ -299,39 +209,48 @@ def _figures(runs):
     return shown
 
 
-def _reached(group, runs):
-    best = best_losses(runs)[group[0].problem]
-    return "yes" if mean_loss(group) <= TOLERANCE * best else "no"
+def _rates_reached(name):
+    def cell(group, runs):
+        reached = rates_reached(runs)[group[0].problem, group[0].technique]
+        return f"{getattr(reached, name)} of {reached.total}"
+
+    return cell
 
 
-def _accuracy(group, runs):
+def _by_rate(group):
+    return {rate: found for (_, _, rate), found in groups(group).items()}
+
+
+def _best(group, runs):
     del runs
-    accuracy = mean_accuracy(group)
-    return "" if math.isnan(accuracy) else f"{accuracy:.4f}"
+    rate, found = min(_by_rate(group).items(), key=lambda x: mean_loss(x[1]))
+    accuracy = mean_accuracy(found)
+    shown = "" if math.isnan(accuracy) else f", {accuracy:.4f}"
+    return f"{mean_loss(found):.2e}{shown} at {rate:.2g}"
+
+
+def _losses(group, runs):
+    del runs
+    return " ".join(f"{mean_loss(found):.1e}" for _, found in sorted(_by_rate(group).items()))
 
 
 EXPERIMENT = Experiment(
     name="learning-rate",
     question="How much does the initial learning rate matter?",
     about="Every technique starts at nine rates from 1e-6 to 1e2. The reference is Adam under a cosine decay at the "
-    "best of its own grid. Where the first step is measured the initial rate cancels for an inner optimizer that is "
+    "best of its own grid. Where the first steps are measured the initial rate cancels for an inner optimizer that is "
     "proportional to it: what remains is how good the method is, and that depends on the batch and on the length of "
-    "the run. Digits is small enough for networks to fit it, and a tenth of a loss of 1e-3 is little.",
-    problems=_problems,
-    entries=[
-        Entry(ADAM_DECAYED),
-        Entry(TECHNIQUES["sgd"], RATES),
-        Entry(TECHNIQUES["adam"], RATES),
-        Entry(TECHNIQUES["adamw_decayed"], RATES),
-        *(Entry(technique) for technique in OWN),
-        *(Entry(TECHNIQUES[name], RATES) for name in ("mechanize", "schedule_free_adamw")),
-        *(Entry(TECHNIQUES[name], RATES) for name in ("prodigy", "dadapt_adamw", "dog", "dowg")),
-    ],
+    "the run, which some problems vary. Digits is small enough for networks to fit it, and a tenth of a loss of 1e-3 "
+    "is little.",
+    problems=problems,
+    entries=ENTRIES,
     columns=[
-        mean_column("train loss", "at the end, mean over the seeds", "train_loss", ".3e"),
-        Column("test accuracy", "at the end, mean over the seeds", _accuracy),
-        Column("within 10 %", "of the loss of the reference at its best rate", _reached),
+        Column("rates reached", "within 10 % of the reference's loss", _rates_reached("loss")),
+        Column("accurate", "within a point of its test accuracy", _rates_reached("accuracy")),
+        Column("best", "loss, test accuracy and rate, mean over the seeds", _best),
+        Column("losses", "at the end, at the rates in their order", _losses),
     ],
     headline=headline,
     figures=_figures,
+    row_per_rate=False,
 )

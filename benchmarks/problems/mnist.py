@@ -1,5 +1,6 @@
 """MNIST from its four IDX files in `--data-dir`."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,16 +15,17 @@ def mlp(
     data_dir: Path | None = None,
     *,
     widths: tuple[int, ...] = (128, 128),
+    activation: Callable = nnx.tanh,
     batch_size: int = 128,
     epochs: int = 4,
 ) -> Problem:
-    """A tanh classifier of the 28 by 28 images."""
+    """A fully connected classifier of the 28 by 28 images."""
     train, test, remark = idx.load(data_dir)
     pixels = train["image"][0].size
     return _problem(
         "mnist",
-        partial(MLP, (pixels, *widths, 10), nnx.tanh),
-        f"MLP {pixels}-{'-'.join(map(str, widths))}-10 (tanh)" + remark,
+        partial(MLP, (pixels, *widths, 10), activation),
+        f"MLP {pixels}-{'-'.join(map(str, widths))}-10 ({activation.__name__})" + remark,
         (train, test),
         batch_size,
         epochs,

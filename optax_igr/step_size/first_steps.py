@@ -1,17 +1,19 @@
 r"""What holds the first steps of an optimizer back, and a step that is long for its parameters.
 
-Along the inner optimizer's own update u the quadratic model has its minimiser at the length
-:math:`|u^\top g| / |u^\top H u|`. One batch may miss that by a factor of ten, so it can be taken as the least of
-several, while the steps grow up to it.
+Along an update u the quadratic model has its minimiser at the scale :math:`|u^\top g| / |u^\top H u|`. Two things make
+that too large. The batch that made u finds it steeper than the next one will, by the noise in g. And momentum goes on
+along u for many steps. So all measurements but the first look along the way of the steps so far, from a batch that it
+does not know: on this one the slope is that of the whole loss, in the mean, and what momentum adds is part of the way.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from optax_igr._core import trees
 from optax_igr.step_size import cauchy, log_domain
@@ -27,56 +29,79 @@ ATTEMPTS = 99
 GROWTH = 1.1
 
 
+class Measurements(NamedTuple):
+    """How many there have been, and the sums of the slopes and of the curvatures along unit directions."""
+
+    count: ArrayLike
+    slope: ArrayLike
+    curvature: ArrayLike
+
+
+def no_measurements(dtype: jnp.dtype) -> Measurements:
+    """Returns the measurements before the first one."""
+    return Measurements(jnp.zeros([], jnp.int32), jnp.zeros([], dtype), jnp.zeros([], dtype))
+
+
 def measured_log_scale(
     value_fn: Any,
     params: Any,
     updates: chex.ArrayTree,
+    way: chex.ArrayTree,
     gradient: chex.ArrayTree,
     log_scale: chex.ArrayTree,
-    measured_count: jax.Array,
-) -> tuple[chex.ArrayTree, jax.Array]:
-    r"""Returns the logarithm of :math:`|u^\top g| / |u^\top H u|`, or of what was found before where that is less.
+    measurements: Measurements,
+) -> tuple[chex.ArrayTree, Measurements]:
+    r"""Returns the logarithm of :math:`|\sum d^\top g| / (\|v\| \sum |d^\top H d|)`, and the sums so far.
 
-    And the number of lengths found. Where the curvature is negative its size is still a measure of the length over
-    which the gradient changes.
+    At first v is the update, then the way so far, and :math:`d = v / \|v\|`. Where the curvature is negative its size
+    is still a measure of the length over which the gradient changes. Where nothing can be measured all stays.
     """
-    direction, length = trees.unit(updates)
+    is_first = measurements.count == 0
+    along = jax.tree.map(
+        lambda u, w: jnp.where(is_first, u.astype(w.dtype), w), updates, trees.widen(way)
+    )
+    direction, distance = trees.unit(along)
     model = cauchy.quadratic_model(value_fn, params, direction, gradient)
-    scale = jnp.abs(model.slope / model.curvature) / length
-    is_measured = jnp.isfinite(scale) & (scale > 0)
-    measured = jnp.log(jnp.where(is_measured, scale, 1))
+    # The batch of the first one made the direction too, and finds it too steep: the next one starts the sums afresh.
+    is_fresh = measurements.count > 1
+    slope = jnp.where(is_fresh, measurements.slope, 0) + model.slope
+    curvature = jnp.where(is_fresh, measurements.curvature, 0) + jnp.abs(model.curvature)
+    measured = jnp.log(jnp.abs(slope)) - jnp.log(curvature) - jnp.log(distance)
+    is_measured = jnp.isfinite(measured)
     measured = jnp.clip(measured, -log_domain.LIMIT, log_domain.LIMIT)
-
-    def chosen(log_s):
-        new = measured.astype(log_s.dtype)
-        new = jnp.where(measured_count > 0, jnp.minimum(log_s, new), new)
-        return jnp.where(is_measured, new, log_s)
-
-    return jax.tree.map(chosen, log_scale), measured_count + is_measured.astype(jnp.int32)
+    found = Measurements(measurements.count + 1, slope, curvature)
+    return (
+        jax.tree.map(
+            lambda log_s: jnp.where(is_measured, measured.astype(log_s.dtype), log_s), log_scale
+        ),
+        jax.tree.map(
+            lambda new, old: jnp.where(is_measured, new, old).astype(old.dtype), found, measurements
+        ),
+    )
 
 
 def measured(
-    measure: Callable[[chex.ArrayTree, jax.Array], tuple[chex.ArrayTree, jax.Array]],
+    measure: Callable[[chex.ArrayTree, Measurements], tuple[chex.ArrayTree, Measurements]],
     log_scale: chex.ArrayTree,
     count: jax.Array,
-    measured_count: jax.Array,
+    measurements: Measurements,
     is_usable: jax.Array,
     warmup_steps: int,
-) -> tuple[chex.ArrayTree, jax.Array]:
-    """Returns the log-scale and the number of lengths found, after one more measurement if it is time for it.
+) -> tuple[chex.ArrayTree, Measurements]:
+    """Returns the log-scale and the measurements, after one more if it is time for it.
 
     Under vmap whether a gradient is usable differs from run to run, and its branch becomes a select; the count of
     updates does not, and spares the later steps the product.
     """
 
     def wait():
-        return log_scale, measured_count
+        return log_scale, measurements
 
     return jax.lax.cond(
         count < ATTEMPTS + warmup_steps,
         lambda: jax.lax.cond(
-            (measured_count < warmup_steps) & is_usable,
-            lambda: measure(log_scale, measured_count),
+            (measurements.count < warmup_steps) & is_usable,
+            lambda: measure(log_scale, measurements),
             wait,
         ),
         wait,
@@ -84,7 +109,10 @@ def measured(
 
 
 def ramp(count: jax.Array, measured_count: jax.Array, warmup_steps: int) -> jax.Array:
-    """Returns the fraction of the measured length that a step takes: it grows to one with the last measurement."""
+    """Returns the fraction of the measured length that a step takes: it grows to one with the last measurement.
+
+    Without it heavy ball on batches of eight is lost before the second measurement.
+    """
     fraction = jnp.clip(measured_count / warmup_steps, 1 / warmup_steps, 1)
     return jnp.where(count < ATTEMPTS + warmup_steps, fraction, 1)
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from benchmarks import experiment
-from benchmarks.experiments import learning_rate
+from benchmarks.experiments import learning_rate, learning_rate_entries
 from benchmarks.problems.problem import Problem
 from benchmarks.records import Record
 from benchmarks.technique import Technique
@@ -71,7 +71,7 @@ def test_all_labels_change_in_the_middle(step, label):
         num_steps=1,
         measures={},
     )
-    shifted = learning_rate.shifted(problem, 8)
+    shifted = learning_rate_entries.shifted(problem, 8)
     data = {"label": jnp.array([0, 9]), "image": jnp.zeros(2)}
     np.testing.assert_array_equal(shifted.shift(data, step)["label"], label)
     np.testing.assert_allclose(shifted.measures["train_loss"](None, data, None), 0.5)

@@ -178,7 +178,7 @@ def test_the_first_step_is_the_minimiser_of_the_model_whatever_the_rate():
                 gradient, optimizer.init(params), params, value_fn=value_fn
             )
             np.testing.assert_allclose(updates, -length * direction, rtol=1e-6)
-            assert state.measured_count == 1
+            assert state.measurements.count == 1
 
 
 def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
@@ -192,7 +192,7 @@ def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
     for bad in (0.0, jnp.nan, jnp.inf):
         updates, state = update(jnp.full(2, bad), state)
         np.testing.assert_array_equal(updates, 0)
-        assert state.measured_count == 0
+        assert state.measurements.count == 0
         np.testing.assert_array_equal(state.log_scale, 0)
     updates, state = update(3 * params, state)
     np.testing.assert_allclose(updates, -params, rtol=1e-9)
@@ -202,25 +202,76 @@ def test_the_first_step_is_measured_once_at_the_first_gradient_that_is_there():
     np.testing.assert_allclose(updates, -1.1 * params, rtol=1e-9)
 
 
-def test_the_first_steps_grow_up_to_the_least_length_that_was_measured():
-    num_measured = 4
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_first_steps_grow_up_to_the_length_that_their_way_has_on_the_next_batches(ema):
+    num_measured, rate = 4, 1e-3
     optimizer = optax_igr.adapt_scale(
-        optax.sgd(1e-3), 0.0, first_step="cauchy", warmup_steps=num_measured
+        optax.sgd(rate), 0.0, ema=ema, first_step="cauchy", warmup_steps=num_measured
     )
-    params, gradient = jnp.ones(2), jnp.array([1.0, 2.0])
+    params = jnp.ones(2)
     update = jax.jit(
         lambda s, c, g: optimizer.update(g, s, params, value_fn=lambda p: c * jnp.sum(p**2) / 2)
     )
+    gradients = np.array([[1.0, 2.0], [2.0, 0.5], [3.0, 1.0], [-1.0, 1.0], [0.5, 2.0]])
+    curvatures = np.array([0.1, 2.0, -0.5, 4.0, 100.0])
+    way, slope, curvature, longest = np.zeros(2), 0.0, 0.0, np.inf
     state = optimizer.init(params)
-    # The lengths are the inverse curvatures; a gradient of zero measures nothing and delays.
-    curvatures = [0.1, 2.0, None, 0.5, 4.0, 100.0, 0.01]
-    expected = [10 / 4, 0.5 * 2 / 4, 0, 0.5 * 3 / 4, 0.25, 0.25, 0.25]
-    for curvature, length in zip(curvatures, expected, strict=True):
-        g = 0 * gradient if curvature is None else gradient
-        updates, state = update(state, curvature or 1.0, g)
-        np.testing.assert_allclose(updates, -length * gradient, rtol=1e-9, atol=1e-15)
-    np.testing.assert_array_equal(state.measured_count, num_measured)
-    np.testing.assert_allclose(state.longest_step, 0.25 * np.sqrt(5), rtol=1e-9)
+    for t, (g, c) in enumerate(zip(gradients, curvatures, strict=True)):
+        updates, state = update(state, c, g)
+        if t == 0:
+            scale = 1 / (c * rate)
+        elif t < num_measured:
+            slope, curvature = slope + way @ g / np.linalg.norm(way), curvature + abs(c)
+            scale = abs(slope) / curvature / np.linalg.norm(way)
+        fraction = min(t + 1, num_measured) / num_measured
+        # From then on no step is more than a tenth longer than the longest.
+        step = scale * rate * g * min(1, 1.1 * longest / np.linalg.norm(scale * rate * g))
+        np.testing.assert_allclose(updates, -fraction * step, rtol=1e-9)
+        if t == num_measured - 1:
+            longest = np.linalg.norm(step)
+        way = ema * way - rate * g
+    np.testing.assert_array_equal(state.measurements.count, num_measured)
+
+
+def test_a_gradient_of_zero_delays_the_measurements():
+    optimizer = optax_igr.adapt_scale(
+        optax.sgd(1e-3), 0.0, ema=0.9, first_step="cauchy", warmup_steps=2
+    )
+    params = gradient = jnp.ones(2)
+    update = jax.jit(lambda s, g: optimizer.update(g, s, params, value_fn=lambda p: jnp.sum(p**2)))
+    state = optimizer.init(params)
+    for g, fraction in ((0, 0), (1, 0.5), (0, 0), (1, 1 / 0.9)):
+        updates, state = update(state, g * gradient)
+        if g:
+            np.testing.assert_allclose(updates, -fraction * 0.5 * gradient, rtol=1e-9)
+        else:
+            np.testing.assert_array_equal(updates, 0)
+
+
+def test_the_noise_of_one_batch_makes_no_step_longer():
+    """A way of t steps, whose gradients are nine tenths noise, has the slope that t / (t + 9) of its square leave."""
+    num_steps, size = 100, 1000
+    optimizer = optax_igr.adapt_scale(
+        optax.sgd(1.0), 0.0, ema=0.9, first_step="cauchy", warmup_steps=num_steps
+    )
+
+    def step(state, key):
+        gradient = 1 + 3 * jax.random.normal(key, (size,))
+        way = state.previous_updates
+        _, state = optimizer.update(
+            gradient, state, jnp.zeros(size), value_fn=lambda p: jnp.sum(p**2) / 2
+        )
+        along = jnp.where(state.measurements.count > 1, way, gradient)
+        return state, jnp.exp(state.log_scale) * jnp.linalg.norm(along)
+
+    keys = jax.random.split(jax.random.key(0), num_steps)
+    _, lengths = jax.lax.scan(step, optimizer.init(jnp.zeros(size)), keys)
+    steps = np.arange(1, num_steps)
+    # The number of equally weighted steps whose mean is as noisy as that with the weights 0.9^k.
+    averaged = (1 - 0.9**steps) ** 2 / (1 - 0.9) ** 2 * (1 - 0.81) / (1 - 0.81**steps)
+    expected = np.mean(np.sqrt(averaged / (averaged + 9)))
+    np.testing.assert_allclose(lengths[0], np.sqrt(size * 10), rtol=0.05)
+    np.testing.assert_allclose(lengths[-1], np.sqrt(size) * expected, rtol=0.03)
 
 
 def test_measuring_ends_where_nothing_can_be_measured():
@@ -310,7 +361,7 @@ def test_a_broken_gradient_emits_zeros_and_leaves_the_state(inner, bad):
     for before in (fresh, used):
         updates, after = update(broken, before, params)
         assert trees.squared_norm(updates) == 0
-        for name in ("log_scale", "longest_step", "measured_count", "inner_state"):
+        for name in ("log_scale", "longest_step", "measurements", "inner_state"):
             jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
         assert trees.all_finite(after.previous_updates)
         updates, _ = update(jax.tree.map(jnp.sin, params), after, params)
@@ -350,3 +401,22 @@ def test_an_option_asks_for_the_parameters_it_needs(option):
     optimizer = optax_igr.adapt_scale(optax.sgd(0.1), 0.1, **option)
     with pytest.raises(ValueError, match="adapt_scale needs the current parameters"):
         optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))
+
+
+def test_more_measurements_need_no_copy_of_the_way():
+    def temporaries(warmup_steps):
+        optimizer = optax_igr.adapt_scale(
+            optax.adam(0.1), 0.1, ema=0.9, first_step="cauchy", warmup_steps=warmup_steps
+        )
+
+        def step(params, state, gradient):
+            updates, state = optimizer.update(
+                gradient, state, params, value_fn=lambda p: jnp.sum(jnp.sin(p))
+            )
+            return optax.apply_updates(params, updates), state
+
+        params = jnp.ones(100_000)
+        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), params)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(5) < temporaries(1) + 0.1 * jnp.ones(100_000).nbytes
