@@ -226,7 +226,7 @@ def pack(
 ) -> None:
     target = folder / f"{name}.jsonl.gz"
     with readable_errors():
-        results_.kind(target)
+        results_.read(source, results_.kind(target))
         records.pack(source, target)
     console.print(f"{target.resolve()}: {target.stat().st_size / 2**20:.2f} MiB")
 

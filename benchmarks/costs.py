@@ -31,11 +31,21 @@ def write(name: str, found: Sequence[Any], folder: Path) -> Path:
     return records.write_costs(folder / f"{name}.jsonl", map(dataclasses.asdict, found))
 
 
-def read(name: str, rows: Sequence[dict[str, Any]]) -> list[Any]:
-    """Returns the measurements in JSON lines, whatever else a later version has put there."""
+def read(path: Path, name: str) -> list[Any]:
+    """Reads the measurements of a file, whatever else a later version has put there.
+
+    Raises:
+      ValueError: naming the line, for one that is no such measurement.
+    """
     row = COSTS[name].row
     names = [field.name for field in dataclasses.fields(row)]
-    return [row(**{key: x for key, x in line.items() if key in names}) for line in rows]
+    found = []
+    for number, line in enumerate(records.rows(path), start=1):
+        try:
+            found.append(row(**{key: x for key, x in line.items() if key in names}))
+        except TypeError as error:
+            raise ValueError(f"{path}, line {number}, is no cost of {name}: {error}") from error
+    return found
 
 
 COSTS: dict[str, Costs] = {

@@ -85,6 +85,7 @@ def measure(
       with_svd: whether to take it at all.
       progress: told what is being done.
     """
+    problem = network(widths, batch_size)
     interval = recommended_interval(2, max(widths[1:-1]), batch_size)
     schatten = optax_igr.add_schatten_decay
     decays = {
@@ -103,12 +104,12 @@ def measure(
     steps = []
     for name, (decay, every, products) in {PLAIN: (optax.identity(), 1, 0), **decays}.items():
         progress(f"compiling {name}")
-        steps.append(_decayed_step(name, decay, every, products, widths, batch_size))
+        steps.append(_decayed_step(name, decay, every, products, problem))
     progress("compiling the peers")
-    steps.append(_normalised_step(widths, batch_size))
+    steps.append(_normalised_step(widths, problem.train))
     if with_svd:
         decay = optax.stateless(_decay_by_svd)
-        steps.append(_decayed_step(SVD, decay, 1, None, widths, batch_size))
+        steps.append(_decayed_step(SVD, decay, 1, None, problem))
     seconds = _interleaved(steps, rounds, progress)
     plain = steps[0]
     between = next(s for s in steps if s.name == "L2 decay").flops
@@ -155,16 +156,15 @@ def cells(costs: Sequence[DecayCost]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def _decayed_step(name, decay, interval, products, widths, batch_size):
+def _decayed_step(name, decay, interval, products, problem):
     optimizer = optax.chain(decay, optax.sgd(LEARNING_RATE))
-    problem = network(widths, batch_size)
     begin = jax.jit(lambda: (params := problem.init(jax.random.key(0)), optimizer.init(params)))
 
     def step(params, state, batch):
         updates, state = optimizer.update(jax.grad(problem.loss)(params, batch), state, params)
         return optax.apply_updates(params, updates), state
 
-    return _compiled(name, step, begin, interval, products, widths, batch_size)
+    return _compiled(name, step, begin, interval, products, problem.train)
 
 
 def _decay_by_svd(updates, params):
@@ -194,7 +194,7 @@ class _Normalised(nnx.Module):
         return x
 
 
-def _normalised_step(widths, batch_size):
+def _normalised_step(widths, batch):
     graphdef = nnx.split(nnx.eval_shape(lambda: _Normalised(widths, nnx.Rngs(0))), nnx.Param, ...)[
         0
     ]
@@ -210,11 +210,10 @@ def _normalised_step(widths, batch_size):
         gradient, rest = jax.grad(loss, has_aux=True)(params)
         return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, gradient), rest
 
-    return _compiled("nnx.SpectralNorm", step, begin, 1, None, widths, batch_size)
+    return _compiled("nnx.SpectralNorm", step, begin, 1, None, batch)
 
 
-def _compiled(name, step, begin, interval, products, widths, batch_size):
-    batch = network(widths, batch_size).train
+def _compiled(name, step, begin, interval, products, batch):
     params, state = jax.eval_shape(begin)
     program = compiled(step, params, state, batch, donate_argnums=(0, 1))
 

@@ -51,14 +51,26 @@ def write(path: Path, folder: Path) -> None:
     path.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
 
 
+def read(path: Path, name: str) -> list[Any]:
+    """Reads the records or the costs of a file, by the name of what it holds.
+
+    Raises:
+      ValueError: where it holds something else, or nothing.
+    """
+    found = costs.read(path, name) if name in COSTS else records.read(path)
+    if not found:
+        raise ValueError(f"{path} has no records.")
+    return found
+
+
 def section(name: str, source: Path, shown: str) -> str:
     """Returns the section of one file of records as Markdown."""
-    rows = records.rows(source)
-    if not rows:
-        raise ValueError(f"{source} has no records.")
+    found = read(source, name)
     if name in COSTS:
-        return _costs(name, rows, shown)
-    return _experiment(_EXPERIMENTS[name], records.read(source), shown)
+        environments = (row["environment"] for row in records.rows(source))
+        kind = COSTS[name]
+        return _section(kind.title, kind.text(found), kind.cells(found), "", shown, environments)
+    return _experiment(_EXPERIMENTS[name], found, shown)
 
 
 def _experiment(experiment: Experiment, runs: Sequence[Record], shown: str) -> str:
@@ -72,12 +84,6 @@ def _experiment(experiment: Experiment, runs: Sequence[Record], shown: str) -> s
         shown,
         (r.environment for r in runs),
     )
-
-
-def _costs(name, rows, shown):
-    kind, found = COSTS[name], costs.read(name, rows)
-    environments = (row["environment"] for row in rows)
-    return _section(kind.title, kind.text(found), kind.cells(found), "", shown, environments)
 
 
 def _section(

@@ -188,4 +188,5 @@ EXPERIMENT = Experiment(
     headline=headline,
     figures=robustness_charts.draw,
     row_per_rate=False,
+    needs=("product_bound", "pgd_accuracy", "validation_accuracy"),
 )

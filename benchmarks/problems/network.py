@@ -13,7 +13,16 @@ BATCH_SIZE = 512
 
 
 def network(widths: Sequence[int], batch_size: int) -> Problem:
-    """Returns a fully connected ReLU network with one batch of random examples, `x` and `y`."""
+    """Returns a fully connected ReLU network with one batch of random examples, `x` and `y`.
+
+    Raises:
+      ValueError: without a hidden layer.
+    """
+    if len(widths) < 3:
+        raise ValueError(
+            f"widths {','.join(map(str, widths))}: expected inputs, hidden layers and outputs, such as "
+            f"{','.join(map(str, WIDTHS))}."
+        )
 
     def init(key):
         keys = jax.random.split(key, len(widths) - 1)

@@ -45,6 +45,10 @@ def test_a_file_that_names_no_experiment_or_has_no_run_is_refused(tmp_path):
     path.write_text("")
     with pytest.raises(ValueError, match=r"penalties\.jsonl has no records"):
         results.write(tmp_path / "RESULTS.md", tmp_path)
+    _write(tmp_path / "steps.jsonl", {"name": "sgd"})
+    with pytest.raises(ValueError, match=r"steps\.jsonl, line 1, is no cost of steps"):
+        results.read(tmp_path / "steps.jsonl", "steps")
+    (tmp_path / "steps.jsonl").unlink()
     path.rename(tmp_path / "penaltys.jsonl")
     with pytest.raises(ValueError, match=r"penaltys\.jsonl names none of penalties, .*flows"):
         results.write(tmp_path / "RESULTS.md", tmp_path)
