@@ -86,6 +86,26 @@ def differences(
     return found
 
 
+def cells(
+    found: Sequence[Difference], failed: Sequence[Difference]
+) -> tuple[list[str], list[list[str]]]:
+    """Returns the head and the rows of the table; a cross marks a limit that is passed."""
+    head = ["problem", "technique", "rate", "measure", "before", "after", "change"]
+    rows = [
+        [
+            d.problem,
+            d.technique,
+            f"{d.learning_rate:.3g}",
+            d.measure,
+            f"{d.before:.4g}",
+            f"{d.after:.4g}",
+            f"{100 * d.growth:+.1f} %" + (" ✗" if d in failed else ""),
+        ]
+        for d in found
+    ]
+    return head, rows
+
+
 def remarks(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
     """Says what of the two sets is not compared, or not on equal terms."""
     first, second = _groups(before), _groups(after)

@@ -11,8 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +19,10 @@ import optax
 from flax import nnx
 
 import optax_igr
-from benchmarks import records
-from benchmarks.steps import BATCH_SIZE, LEARNING_RATE, WIDTHS, network
+from benchmarks.compiling import compiled, num_bytes
+from benchmarks.problems.network import BATCH_SIZE, WIDTHS, network
 
+LEARNING_RATE = 0.01
 COEFFICIENT = 1e-3
 
 PLAIN, SVD = "plain step", "decay by SVD"
@@ -52,7 +52,7 @@ class DecayCost:
 class _Step(NamedTuple):
     name: str
     begin: Callable[[], tuple]
-    compiled: Any
+    run: Callable[..., tuple]
     flops: float
     interval: int
     products: int | None
@@ -85,6 +85,7 @@ def measure(
       with_svd: whether to take it at all.
       progress: told what is being done.
     """
+    problem = network(widths, batch_size)
     interval = recommended_interval(2, max(widths[1:-1]), batch_size)
     schatten = optax_igr.add_schatten_decay
     decays = {
@@ -103,16 +104,16 @@ def measure(
     steps = []
     for name, (decay, every, products) in {PLAIN: (optax.identity(), 1, 0), **decays}.items():
         progress(f"compiling {name}")
-        steps.append(_decayed_step(name, decay, every, products, widths, batch_size))
+        steps.append(_decayed_step(name, decay, every, products, problem))
     progress("compiling the peers")
-    steps.append(_normalised_step(widths, batch_size))
+    steps.append(_normalised_step(widths, problem.train))
     if with_svd:
         decay = optax.stateless(_decay_by_svd)
-        steps.append(_decayed_step(SVD, decay, 1, None, widths, batch_size))
+        steps.append(_decayed_step(SVD, decay, 1, None, problem))
     seconds = _interleaved(steps, rounds, progress)
     plain = steps[0]
     between = next(s for s in steps if s.name == "L2 decay").flops
-    parameter_bytes = _bytes(plain.begin()[0])
+    parameter_bytes = num_bytes(plain.begin()[0])
     one_product = sum(2 * m * n * min(m, n) for m, n in itertools.pairwise(widths))
     costs = []
     for step in steps:
@@ -155,21 +156,15 @@ def cells(costs: Sequence[DecayCost]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def write(costs: Sequence[DecayCost], folder: Path) -> Path:
-    """Writes one JSON line a decay, with the machine; returns the path."""
-    return records.write_costs(folder / "decay_costs.jsonl", map(dataclasses.asdict, costs))
-
-
-def _decayed_step(name, decay, interval, products, widths, batch_size):
+def _decayed_step(name, decay, interval, products, problem):
     optimizer = optax.chain(decay, optax.sgd(LEARNING_RATE))
-    problem = network(widths, batch_size)
     begin = jax.jit(lambda: (params := problem.init(jax.random.key(0)), optimizer.init(params)))
 
     def step(params, state, batch):
         updates, state = optimizer.update(jax.grad(problem.loss)(params, batch), state, params)
         return optax.apply_updates(params, updates), state
 
-    return _compiled(name, step, begin, interval, products, widths, batch_size)
+    return _compiled(name, step, begin, interval, products, problem.train)
 
 
 def _decay_by_svd(updates, params):
@@ -199,7 +194,7 @@ class _Normalised(nnx.Module):
         return x
 
 
-def _normalised_step(widths, batch_size):
+def _normalised_step(widths, batch):
     graphdef = nnx.split(nnx.eval_shape(lambda: _Normalised(widths, nnx.Rngs(0))), nnx.Param, ...)[
         0
     ]
@@ -215,21 +210,17 @@ def _normalised_step(widths, batch_size):
         gradient, rest = jax.grad(loss, has_aux=True)(params)
         return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, gradient), rest
 
-    return _compiled("nnx.SpectralNorm", step, begin, 1, None, widths, batch_size)
+    return _compiled("nnx.SpectralNorm", step, begin, 1, None, batch)
 
 
-def _compiled(name, step, begin, interval, products, widths, batch_size):
-    batch = network(widths, batch_size).train
-    arguments = jax.eval_shape(begin)
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments, batch).compile()
-    analysis = compiled.cost_analysis()
-    if analysis is None:
-        raise ValueError(f"the {jax.default_backend()} compiler gives no cost analysis.")
+def _compiled(name, step, begin, interval, products, batch):
+    params, state = jax.eval_shape(begin)
+    program = compiled(step, params, state, batch, donate_argnums=(0, 1))
 
     def timed(params, state):
-        return compiled(params, state, batch)
+        return program.call(params, state, batch)
 
-    return _Step(name, begin, timed, analysis["flops"], interval, products, _bytes(arguments[1]))
+    return _Step(name, begin, timed, program.flops, interval, products, num_bytes(state))
 
 
 def _interleaved(steps, rounds, progress):
@@ -245,13 +236,9 @@ def _interleaved(steps, rounds, progress):
             times = []
             for _ in range(1 if step.interval == 1 else 2):
                 began = time.perf_counter()
-                carry = jax.block_until_ready(step.compiled(*carry))
+                carry = jax.block_until_ready(step.run(*carry))
                 times.append(time.perf_counter() - began)
             # The first round warms up.
             if index:
                 seconds[step.name].append((times[0], times[-1]))
     return seconds
-
-
-def _bytes(tree):
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))

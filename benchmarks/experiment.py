@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from benchmarks import records, runner, steps
+from benchmarks import records, runner
+from benchmarks.gradient_counts import count_gradients
 from benchmarks.problems.problem import Problem
 from benchmarks.records import Key, Record
 from benchmarks.technique import Technique
@@ -88,6 +89,7 @@ class Experiment:
       row_per_rate: a row of the table for each rate; else one for all rates of a technique.
       curve_measures: those that its figures need; None takes all of a problem's. Between 25 points the others may
         cost more than the steps.
+      needs: final measures that its table and figures read, so that a problem without them cannot be chosen.
       measurements: what is measured beside the runs, where neither techniques nor problems are chosen.
     """
 
@@ -101,6 +103,7 @@ class Experiment:
     figures: Callable[[list[Record]], list[Figure]]
     row_per_rate: bool = True
     curve_measures: Sequence[str] | None = None
+    needs: Sequence[str] = ()
     measurements: Sequence[Measurement] = ()
 
 
@@ -128,10 +131,19 @@ def run(
       problems: None takes the experiment's own.
       num_steps: None takes each problem's own.
       progress: told what runs, and the fraction done of all.
+
+    Raises:
+      ValueError: where nothing of this can run, or a problem does not measure what the experiment compares.
     """
     known = {r.key: r for r in records.read(path)}
     own_problems = problems is None
     problems = list(experiment.problems(data_dir) if problems is None else problems)
+    for problem in () if own_problems else problems:
+        lacking = [name for name in experiment.needs if name not in problem.final_measures]
+        if lacking:
+            raise ValueError(
+                f"{experiment.name} compares {', '.join(lacking)}, which {problem.name} does not measure."
+            )
     entries = chosen(experiment, techniques, learning_rates)
     if experiment.curve_measures is not None:
         problems = [_measuring(problem, experiment.curve_measures) for problem in problems]
@@ -223,9 +235,7 @@ def _records(problem, runs, num_steps, progress):
         problem, runs, num_steps=num_steps, num_points=NUM_POINTS, progress=progress
     )
     technique = runs[0].technique
-    gradients, products = steps.count_gradients(
-        problem, technique, runs[0].learning_rate, num_steps
-    )
+    gradients, products = count_gradients(problem, technique, runs[0].learning_rate, num_steps)
     environment = records.environment()
     return [
         Record(

@@ -1,17 +1,14 @@
 """`RESULTS.md` from committed records: every number in it is computed, none is typed."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from benchmarks import decay_costs, elementwise, records, report, steps, sweep_speed
-from benchmarks.decay_costs import DecayCost
-from benchmarks.elementwise import ElementwiseCost
+from benchmarks import costs, records, report
+from benchmarks.costs import COSTS
 from benchmarks.experiment import Experiment
 from benchmarks.experiments import EXPERIMENTS, flows
 from benchmarks.records import Record
-from benchmarks.steps import StepCost
-from benchmarks.sweep_speed import SweepSpeed
 
 HEAD = """# Results
 
@@ -21,62 +18,11 @@ Written by `python -m benchmarks results`; the numbers come from the records tha
 # The rows beyond which a table is folded, so that the reader finds the next answer.
 LONGEST_TABLE = 30
 
-# In the order of the file; flows have a command of their own, since they are no runs of the training loop.
+# Flows have a command of their own, since they are no runs of the training loop.
 _EXPERIMENTS = EXPERIMENTS | {flows.EXPERIMENT.name: flows.EXPERIMENT}
 
-
-class _Costs(NamedTuple):
-    """Measurements that are no runs: the type of one, the table, its title, and what is said above it."""
-
-    row: type
-    cells: Callable[[Any], tuple[list[str], list[list[str]]]]
-    title: str
-    text: Callable[[Any], str]
-
-
-_COSTS = {
-    "steps": _Costs(
-        StepCost,
-        steps.cells,
-        "What does a step cost?",
-        lambda costs: (
-            "Beside a plain gradient step: time is the median ratio over rounds in which the steps take turns; FLOPs "
-            "and memory are the compiler's own figures (≥: a loop, counted for one turn); gradients and "
-            "Hessian-vector products are counted."
-        ),
-    ),
-    "elementwise": _Costs(
-        ElementwiseCost,
-        elementwise.cells,
-        "What does a step cost where memory traffic is the limit?",
-        lambda costs: (
-            f"{costs[0].size:,} parameters in float32 with donated buffers and a given gradient: time is the median "
-            "ratio to Adam, or to a softmax of the same array, over rounds in which the steps take turns; passes are "
-            "the bytes that the kernels read and write, temporaries and state copies the bytes they take, all / those "
-            "of the parameters."
-        ),
-    ),
-    "decay_costs": _Costs(
-        DecayCost,
-        decay_costs.cells,
-        "What does a decay of the norms cost?",
-        lambda costs: (
-            "Beside a plain step of a fully connected network: time is the median ratio over rounds in which the "
-            "steps take turns, the mean from one refresh to the next; FLOPs are the compiler's own figures, and the "
-            "formula's are those of the step and of 2t products of 2mn² for each layer."
-        ),
-    ),
-    "sweep_speed": _Costs(
-        SweepSpeed,
-        sweep_speed.cells,
-        "How fast is a sweep?",
-        lambda found: (
-            f"The same runs as one compiled program and as a Python loop over one jitted step, {found[0].steps} steps "
-            f"each; their final losses differ by at most {max(f.largest_difference for f in found):.0e} relatively."
-        ),
-    ),
-}
-KINDS = (*_EXPERIMENTS, *_COSTS)
+# In the order of the file.
+KINDS = (*_EXPERIMENTS, *COSTS)
 
 
 def kind(path: Path) -> str:
@@ -105,14 +51,26 @@ def write(path: Path, folder: Path) -> None:
     path.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
 
 
+def read(path: Path, name: str) -> list[Any]:
+    """Reads the records or the costs of a file, by the name of what it holds.
+
+    Raises:
+      ValueError: where it holds something else, or nothing.
+    """
+    found = costs.read(path, name) if name in COSTS else records.read(path)
+    if not found:
+        raise ValueError(f"{path} has no records.")
+    return found
+
+
 def section(name: str, source: Path, shown: str) -> str:
     """Returns the section of one file of records as Markdown."""
-    rows = records.rows(source)
-    if not rows:
-        raise ValueError(f"{source} has no records.")
-    if name in _COSTS:
-        return _costs(_COSTS[name], rows, shown)
-    return _experiment(_EXPERIMENTS[name], records.read(source), shown)
+    found = read(source, name)
+    if name in COSTS:
+        environments = (row["environment"] for row in records.rows(source))
+        kind = COSTS[name]
+        return _section(kind.title, kind.text(found), kind.cells(found), "", shown, environments)
+    return _experiment(_EXPERIMENTS[name], found, shown)
 
 
 def _experiment(experiment: Experiment, runs: Sequence[Record], shown: str) -> str:
@@ -126,13 +84,6 @@ def _experiment(experiment: Experiment, runs: Sequence[Record], shown: str) -> s
         shown,
         (r.environment for r in runs),
     )
-
-
-def _costs(costs, rows, shown):
-    names = costs.row.__annotations__
-    found = [costs.row(**{k: x for k, x in row.items() if k in names}) for row in rows]
-    environments = (row["environment"] for row in rows)
-    return _section(costs.title, costs.text(found), costs.cells(found), "", shown, environments)
 
 
 def _section(

@@ -1,22 +1,25 @@
-"""The runner beside a plain Python loop over one jitted step: the same runs, the same batches, timed."""
+"""The runner beside a plain Python loop over one jitted step: the same runs, the same batches, timed.
 
+Starts and batches are drawn by the same programs for both, before either clock starts.
+"""
+
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import records, runner
+from benchmarks import program, runner, sampling, training_step
 from benchmarks.problems import digits
 from benchmarks.problems.problem import Problem
 from benchmarks.technique import Technique
 from benchmarks.techniques import TECHNIQUES
 
 
-class SweepSpeed(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SweepSpeed:
     """The seconds of a sweep both ways.
 
     Attributes:
@@ -67,11 +70,6 @@ def cells(found: Sequence[SweepSpeed]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def write(found: Sequence[SweepSpeed], folder: Path) -> Path:
-    """Writes one JSON line a number of runs, with the machine; returns the path."""
-    return records.write_costs(folder / "sweep_speed.jsonl", (f._asdict() for f in found))
-
-
 def problem(epochs: int) -> Problem:
     """Digits with all but a tenth to train on, batch 64."""
     made = digits.mlp(num_train=1600, batch_size=64, epochs=epochs)
@@ -80,24 +78,34 @@ def problem(epochs: int) -> Problem:
 
 
 def measure(
-    runs: int,
+    numbers: Sequence[int],
     *,
     epochs: int = 20,
     technique: Technique = TECHNIQUES["sgd"],
     loop_runs: int | None = None,
     seeds: int = 5,
     progress: Callable[[str], None] = lambda message: None,
-) -> SweepSpeed:
-    """Times a sweep of `runs` runs both ways.
+) -> list[SweepSpeed]:
+    """Times a sweep of each number of runs both ways.
 
     Args:
-      runs: a multiple of `seeds`.
+      numbers: multiples of `seeds`.
       epochs: of each run.
       technique: the optimizer.
       loop_runs: how many of the runs the loop is timed on, its time scaled up to all; None is all.
       seeds: of each rate.
       progress: told what is being done.
+
+    Raises:
+      ValueError: for a number that is no multiple of `seeds`.
     """
+    for number in numbers:
+        if number < 1 or number % seeds:
+            raise ValueError(f"{number} runs are no multiple of the {seeds} seeds of each rate.")
+    return [_measure(n, epochs, technique, loop_runs, seeds, progress) for n in numbers]
+
+
+def _measure(runs, epochs, technique, loop_runs, seeds, progress):
     task = problem(epochs)
     rates = np.geomspace(0.01, 0.3, runs // seeds).tolist()
     planned = [runner.Run(technique, rate, seed) for rate in rates for seed in range(seeds)]
@@ -130,21 +138,13 @@ def _loop(task, technique, planned):
     def step(params, state, rate, chosen, data):
         batch = jax.tree.map(lambda x: x[chosen], data)
         optimizer = technique.make(rate, task.num_steps)
-        return runner.update(task, technique, optimizer, params, state, batch)
+        return training_step.update(task, technique, optimizer, params, state, batch)
 
     def start(run):
-        key = jax.random.key(run.seed)
-        params = jax.tree.map(lambda x: x[0], runner.initial_params(task, key[None]))
+        key = jax.random.key(run.seed)[None]
+        params = jax.tree.map(lambda x: x[0], sampling.initial_params(task, key))
+        batches = np.asarray(sampling.batches(task, key, task.num_steps))[0]
         rate = jnp.float32(run.learning_rate)
-        epochs = range(-(-task.num_steps // task.steps_per_epoch))
-        orders = np.stack(
-            [
-                jax.random.permutation(jax.random.fold_in(key, e + 1), task.num_examples)
-                for e in epochs
-            ]
-        )
-        whole = task.steps_per_epoch * task.batch_size
-        batches = orders[:, :whole].reshape(-1, task.batch_size)
         return params, technique.make(rate, task.num_steps).init(params), rate, batches
 
     starts = [start(run) for run in planned]
@@ -161,5 +161,5 @@ def _loop(task, technique, planned):
     jax.block_until_ready(finals)
     seconds = time.perf_counter() - began
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *finals)
-    losses = runner.measure(task, stacked, "final_measures")["train_loss"]
+    losses = program.measure(task, stacked, "final_measures")["train_loss"]
     return losses, seconds, compile_seconds

@@ -184,4 +184,5 @@ EXPERIMENT = Experiment(
     headline=headline,
     figures=_figures,
     measurements=[costs.MEASUREMENT],
+    needs=("passes",),
 )

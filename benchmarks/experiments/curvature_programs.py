@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_igr
+from benchmarks.compiling import compiled
 
 WIDTHS = (784, 128, 128, 10)
 BATCH_SIZE = 512
@@ -163,22 +164,16 @@ def directions() -> dict[str, Program]:
 
 
 def _program(fn, params, batch, error=None):
-    compiled = jax.jit(fn).lower(params, batch).compile()
-    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
-    if memory is None or analysis is None:
-        raise ValueError(f"the {jax.default_backend()} compiler gives no cost analysis.")
+    program = compiled(fn, params, batch)
 
     def run():
         began = time.perf_counter()
-        jax.block_until_ready(compiled(params, batch))
+        jax.block_until_ready(program.call(params, batch))
         return time.perf_counter() - began
 
-    figures = {
-        "flops": analysis["flops"],
-        "memory": float(memory.temp_size_in_bytes + memory.output_size_in_bytes),
-    }
+    figures = {"flops": program.flops, "memory": program.memory}
     if error is not None:
-        figures["error"] = error(compiled(params, batch))
+        figures["error"] = error(program.call(params, batch))
     return Program(run, 1, figures)
 
 

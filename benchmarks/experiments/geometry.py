@@ -278,4 +278,5 @@ EXPERIMENT = Experiment(
     headline=headline,
     figures=_figures,
     row_per_rate=False,
+    needs=("incurred",),
 )

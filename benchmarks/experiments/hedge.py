@@ -52,6 +52,8 @@ def headline(runs: list[Record]) -> str:
         for (_, technique, rate), group in groups(runs).items()
         if technique == "hedge" and rate == 1.0
     ]
+    if not parts:
+        return "No run is at the learning rate of the theorem, a multiple of 1."
     return f"Regret at the learning rate of the theorem, and its bound: {'; '.join(parts)}."
 
 
@@ -120,4 +122,5 @@ EXPERIMENT = Experiment(
     ],
     headline=headline,
     figures=_figures,
+    needs=("regret",),
 )

@@ -125,4 +125,5 @@ EXPERIMENT = Experiment(
     ],
     headline=headline,
     figures=_figures,
+    needs=("test_accuracy",),
 )

@@ -273,4 +273,5 @@ EXPERIMENT = Experiment(
     ],
     headline=headline,
     figures=_figures,
+    needs=("test_accuracy", "noise_accuracy"),
 )

@@ -40,7 +40,6 @@ class Problem:
       output_loss: `(outputs, batch) -> scalar`, with `loss` their composition.
       curvature_batch_size: the number of examples that curvature is measured on.
       overlap: the fraction of a batch that it shares with the previous one, where one asks for it.
-      sampling: `shuffled` epochs or `with_replacement`.
       shift: `(batch, step) -> batch`: what becomes of a batch at a step, where the distribution changes in mid-run.
       about: one sentence for the report.
     """
@@ -59,7 +58,6 @@ class Problem:
     output_loss: LossFn | None = None
     curvature_batch_size: int | None = None
     overlap: float = 0.25
-    sampling: str = "shuffled"
     shift: Callable[[Any, chex.Array], Any] | None = None
     about: str = ""
 

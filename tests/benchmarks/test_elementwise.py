@@ -54,3 +54,12 @@ def test_the_command_line_writes_a_record_a_step(tmp_path):
     lines = (tmp_path / "elementwise.jsonl").read_text().splitlines()
     assert [json.loads(line)["name"] for line in lines] == list(elementwise.STEPS)
     assert "exponentiate_hypentropy" in result.output
+
+
+def test_options_of_the_other_kind_of_step_are_refused():
+    found = CliRunner().invoke(app, ["steps", "--elementwise", "--widths", "4,4,4"])
+    assert found.exit_code == 2
+    assert "--widths goes without --elementwise" in found.output
+    found = CliRunner().invoke(app, ["steps", "--size", "10"])
+    assert found.exit_code == 2
+    assert "--size goes with --elementwise" in found.output

@@ -156,3 +156,11 @@ def test_a_measurement_is_taken_once(bowls, tmp_path):
     # Neither where techniques are chosen.
     assert len(experiment.run(bowls, path, seeds=1, techniques=[TECHNIQUES["sgd"]])) == 4
     assert taken == [True]
+
+
+def test_a_chosen_problem_that_lacks_what_is_compared_is_refused_before_it_runs(bowls, tmp_path):
+    regret = dataclasses.replace(bowls, needs=("train_loss", "regret"))
+    (problem, _) = bowls.problems(None)
+    with pytest.raises(ValueError, match="bowls compares regret, which round does not measure"):
+        experiment.run(regret, tmp_path / "records.jsonl", problems=[problem])
+    assert not (tmp_path / "records.jsonl").exists()

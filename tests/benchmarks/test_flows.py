@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import figures, records
-from benchmarks.experiments import flow_charts, flows
+from benchmarks.experiments import flow_charts, flow_paths, flows
 
 PUBLISHED = {
     ("gradient descent", 1e-3): 4.55626,
@@ -25,7 +25,7 @@ def test_paths_on_two_weights_end_where_published(technique, rate):
     with jax.enable_x64(True):
         curve, final = wanted.measure()
     np.testing.assert_allclose(final["value"], PUBLISHED[technique, rate], atol=1e-5)
-    assert (curve["a"][0], curve["b"][0]) == flows.START
+    assert (curve["a"][0], curve["b"][0]) == flow_paths.START
 
 
 def fake(slope):

@@ -24,7 +24,7 @@ def test_costs_of_steps_and_speeds_of_sweeps_have_sections_with_their_machine(tm
         SweepSpeed(40, 500, 2.0, 3.0, 6.0, 0.25, 1e-6),
         SweepSpeed(400, 500, 20.0, 3.0, 60.0, 0.25, 2e-6),
     ]
-    _write(folder / "sweep_speed.gpu.jsonl.gz", *(f._asdict() for f in speeds))
+    _write(folder / "sweep_speed.gpu.jsonl.gz", *map(dataclasses.asdict, speeds))
     results.write(tmp_path / "RESULTS.md", folder)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| sam | 2.06 | 9.1 | 2.00 | 1.60 | 2 | 0 |" in text
@@ -45,6 +45,10 @@ def test_a_file_that_names_no_experiment_or_has_no_run_is_refused(tmp_path):
     path.write_text("")
     with pytest.raises(ValueError, match=r"penalties\.jsonl has no records"):
         results.write(tmp_path / "RESULTS.md", tmp_path)
+    _write(tmp_path / "steps.jsonl", {"name": "sgd"})
+    with pytest.raises(ValueError, match=r"steps\.jsonl, line 1, is no cost of steps"):
+        results.read(tmp_path / "steps.jsonl", "steps")
+    (tmp_path / "steps.jsonl").unlink()
     path.rename(tmp_path / "penaltys.jsonl")
     with pytest.raises(ValueError, match=r"penaltys\.jsonl names none of penalties, .*flows"):
         results.write(tmp_path / "RESULTS.md", tmp_path)
