@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from optax_igr._core import trees
 from optax_igr.step_size import cauchy, log_domain
@@ -32,9 +31,9 @@ GROWTH = 1.1
 class Measurements(NamedTuple):
     """How many there have been, and the sums of the slopes and of the curvatures along unit directions."""
 
-    count: ArrayLike
-    slope: ArrayLike
-    curvature: ArrayLike
+    count: jax.Array
+    slope: jax.Array
+    curvature: jax.Array
 
 
 def no_measurements(dtype: jnp.dtype) -> Measurements:
