@@ -10,7 +10,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,6 @@ import jax.numpy as jnp
 import optax
 
 import optax_igr
-from benchmarks import records
 
 SIZE = 10_000_000
 ROW = 1000
@@ -138,11 +136,6 @@ def cells(costs: Sequence[ElementwiseCost]) -> tuple[list[str], list[list[str]]]
         for c in costs
     ]
     return head, rows
-
-
-def write(costs: Sequence[ElementwiseCost], folder: Path) -> Path:
-    """Writes one JSON line a step, with the machine; returns the path."""
-    return records.write_costs(folder / "elementwise.jsonl", map(dataclasses.asdict, costs))
 
 
 class _Running:

@@ -88,17 +88,21 @@ def headline(runs: Sequence[Record]) -> str:
     reached = rates_reached(runs)
     sentences = []
     for problem, loss in best_losses(runs).items():
-        if problem == SHIFTED:
+        if problem == SHIFTED or math.isnan(loss):
             continue
         has_accuracy = any(r.problem == problem and "test_accuracy" in r.final for r in runs)
         found = {t: n for (p, t), n in reached.items() if p == problem and t != REFERENCE}
         listed = ", ".join(
-            f"{technique} {n.loss}{f'/{n.accuracy}' if has_accuracy else ''} of {n.total}"
+            f"{technique} {n.loss}{f'/{n.accuracy}' if has_accuracy else ''}"
             for technique, n in sorted(found.items(), key=lambda x: (-x[1].loss, -x[1].accuracy))
+            if n.loss or n.accuracy
         )
-        counted = "loss/accuracy" if has_accuracy else "loss"
-        sentences.append(
-            f"On {problem}, {REFERENCE} at its best rate ends at {loss:.3g}; rates that reach it ({counted}): {listed}."
+        sentences.append(f"On {problem} (searched: {loss:.3g}): {listed or 'none'}.")
+    if sentences:
+        sentences.insert(
+            0,
+            f"Initial rates of {len(RATES)} that end within a tenth of the loss of the searched {REFERENCE} / within "
+            "a point of its accuracy, where there is one.",
         )
     return " ".join([*sentences, *_heavy_ball(runs), *_after_the_shift(runs)])
 

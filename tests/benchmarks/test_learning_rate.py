@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import experiment
+from benchmarks import experiment, report
 from benchmarks.experiments import learning_rate, learning_rate_entries
 from benchmarks.problems.problem import Problem
 from benchmarks.records import Record
@@ -46,7 +46,19 @@ RUNS = [
 def test_counts_the_rates_within_a_tenth_of_the_loss_and_a_point_of_the_accuracy():
     # Of the reference at the rate of its lowest loss, not of its highest accuracy.
     assert learning_rate.rates_reached(RUNS)["digits", "mine"] == (3, 1, 1)
-    assert "mine 1/1 of 3" in learning_rate.headline(RUNS)
+    assert "On digits (searched: 0.2): mine 1/1." in learning_rate.headline(RUNS)
+
+
+def test_without_the_reference_nothing_is_compared_with_it():
+    assert learning_rate.headline([r for r in RUNS if r.technique == "mine"]) == ""
+    (row,) = report.cells(learning_rate.EXPERIMENT, RUNS[2:])[1]
+    assert "0 of 3" in row
+
+
+def test_heavy_ball_is_compared_with_its_own_search():
+    searched = [record("heavy_ball_decayed", rate, loss) for rate, loss in ((0.1, 0.4), (0.3, 0.3))]
+    adapted = [record("heavy_ball_adapted", rate, loss) for rate, loss in ((0.1, 0.2), (1.0, 0.25))]
+    assert "brackets searched: digits 0.25 (0.3)." in learning_rate.headline(searched + adapted)
 
 
 def test_the_shift_is_judged_by_the_curve_after_it():
