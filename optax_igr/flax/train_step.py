@@ -54,7 +54,7 @@ def value_fn(
       >>> import jax.numpy as jnp
       >>> import optax
       >>> import optax_igr.flax
-      >>> from flax import linen, nnx
+      >>> from flax import nnx
       >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
       >>> optimizer = nnx.Optimizer(model, optax.lbfgs(), wrt=nnx.Param)
       >>> x, y = jnp.eye(2), jnp.ones((2, 1))
@@ -122,7 +122,7 @@ def train_step(
       >>> import jax.numpy as jnp
       >>> import optax
       >>> import optax_igr.flax
-      >>> from flax import linen, nnx
+      >>> from flax import nnx
       >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
       >>> optimizer = nnx.Optimizer(model, optax.lbfgs(), wrt=nnx.Param)
       >>> @nnx.jit
