@@ -257,4 +257,5 @@ EXPERIMENT = Experiment(
     headline=headline,
     figures=_figures,
     row_per_rate=False,
+    curve_measures=("train_loss",),
 )

@@ -38,8 +38,6 @@ SETUPS = {
     "digits_short": (32, 150),
     "digits_long": (32, 2400),
 }
-MNIST = "mnist_three"
-VARIED = (*SETUPS, MNIST)
 
 
 def _adapted(inner, **options):
@@ -59,12 +57,8 @@ ADAM_DECAYED = Technique(
 )
 REFERENCE = ADAM_DECAYED.name
 
-ADAM_ADAPTED = Technique(
-    "adam_adapted",
-    lambda h, n: _decayed(_adapted(optax.adam(h)), n),
-    RATES,
-    "Adam under a cosine decay, its scale learned from five measured steps, relative updates capped",
-)
+HEAVY_BALL = "heavy_ball_adapted"
+HEAVY_BALL_REFERENCE = "heavy_ball_decayed"
 
 OWN = [
     Technique(
@@ -82,7 +76,12 @@ OWN = [
         RATES,
         "gradient descent under a cosine decay, its scale learned in the same way",
     ),
-    ADAM_ADAPTED,
+    Technique(
+        "adam_adapted",
+        lambda h, n: _decayed(_adapted(optax.adam(h)), n),
+        RATES,
+        "Adam under a cosine decay, its scale learned from five measured steps, relative updates capped",
+    ),
     Technique(
         "adam_adapted_constant",
         lambda h, n: _adapted(optax.adam(h)),
@@ -101,11 +100,6 @@ OWN = [
         RATES,
         "Adam, its scale learned, with a cap on the relative update in place of measured steps",
     ),
-]
-
-HEAVY_BALL = "heavy_ball_adapted"
-HEAVY_BALL_REFERENCE = "heavy_ball_decayed"
-_HEAVY_BALLS = [
     Technique(
         HEAVY_BALL_REFERENCE,
         lambda h, n: optax.sgd(decayed(h, n), momentum=0.9),
@@ -121,24 +115,13 @@ _HEAVY_BALLS = [
     ),
 ]
 
-_PEERS = ("mechanize", "schedule_free_adamw")
-_PEERS_WITHOUT_A_RATE = ("prodigy", "dadapt_adamw", "dog", "dowg")
+_PEERS = ("mechanize", "schedule_free_adamw", "prodigy", "dadapt_adamw", "dog", "dowg")
 
 ENTRIES = [
     Entry(ADAM_DECAYED),
     *(Entry(TECHNIQUES[name], RATES) for name in ("sgd", "adam", "adamw_decayed")),
     *(Entry(technique) for technique in OWN),
-    *(Entry(TECHNIQUES[name], RATES) for name in (*_PEERS, *_PEERS_WITHOUT_A_RATE)),
-    *(
-        Entry(technique, rates, VARIED)
-        for technique, rates in (
-            (ADAM_DECAYED, None),
-            (TECHNIQUES["adamw_decayed"], RATES),
-            (ADAM_ADAPTED, None),
-            *((TECHNIQUES[name], RATES) for name in (*_PEERS, *_PEERS_WITHOUT_A_RATE)),
-            *((technique, None) for technique in _HEAVY_BALLS),
-        )
-    ),
+    *(Entry(TECHNIQUES[name], RATES) for name in _PEERS),
 ]
 
 
@@ -159,7 +142,7 @@ def problems(data_dir: Path | None) -> list[Problem]:
         chosen.append(varied.replace(name=name, num_steps=num_steps))
     if data_dir is not None:
         large = mnist.mlp(data_dir, widths=(64, 64), activation=nnx.relu, batch_size=64)
-        chosen.append(large.replace(name=MNIST, num_steps=600))
+        chosen.append(large.replace(name="mnist_three", num_steps=600))
     chosen.append(shifted(three, 600))
     return [problem.measuring("train_loss", "test_loss", "test_accuracy") for problem in chosen]
 
