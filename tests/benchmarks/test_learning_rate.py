@@ -107,6 +107,7 @@ def test_a_run_sees_the_shift_at_its_step(tmp_path):
     one = dataclasses.replace(
         learning_rate.EXPERIMENT,
         problems=lambda data_dir: [problem],
+        curve_measures=None,
         entries=[experiment.Entry(sgd)],
     )
     (run,) = experiment.run(one, tmp_path / "records.jsonl", seeds=1)
