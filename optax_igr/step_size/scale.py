@@ -93,6 +93,8 @@ def adapt_scale(
       batch found a length a hundred times too large, which only the cap survived; the cap alone rescues every rate that
       is too large and none that is far too small; without further measured steps heavy ball fails on small batches, and
       without the decay the scale of a long run grows until it breaks, where the gradients have all but vanished.
+      Where they fall short (`python -m benchmarks learning-rate`): around heavy ball on seven ReLU layers, six times
+      above a searched rate, and around a decayed Adam on the first 600 batches of MNIST, a sixth above.
 
     Args:
       inner: any optimizer, the sign of descent included. It gets all extra arguments.
