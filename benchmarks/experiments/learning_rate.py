@@ -172,6 +172,7 @@ def _rates(runs):
         if problem != SHIFTED and 0 < mean_loss(group) < LOSS_CEILING
     ]
     names = list(dict.fromkeys(row["label"] for row in rows))
+    order = list(dict.fromkeys(row["problem"] for row in rows))
     colour, dash = figures.named_style(names)
     axis = alt.Axis(format=".0e", values=list(RATES[::2]))
     x = alt.X("x:Q", title="initial learning rate", scale=alt.Scale(type="log"), axis=axis)
@@ -184,7 +185,7 @@ def _rates(runs):
     chart = (
         alt.layer(*layers.layer, data=alt.Data(values=rows))
         .properties(width=figures.WIDTH, height=figures.HEIGHT)
-        .facet(alt.Facet("problem:N", title=None), columns=2)
+        .facet(alt.Facet("problem:N", title=None, sort=order), columns=2)
         .resolve_scale(y="independent")
     )
     return Figure(
