@@ -95,7 +95,7 @@ def headline(runs: Sequence[Record]) -> str:
         listed = ", ".join(
             f"{technique} {n.loss}{f'/{n.accuracy}' if has_accuracy else ''}"
             for technique, n in sorted(found.items(), key=lambda x: (-x[1].loss, -x[1].accuracy))
-            if n.loss or n.accuracy
+            if n.loss
         )
         sentences.append(f"On {problem} (searched: {loss:.3g}): {listed or 'none'}.")
     if sentences:
