@@ -39,6 +39,7 @@ def operators(
 
     Examples:
       >>> import jax.numpy as jnp
+      >>> import optax
       >>> import optax_igr.flax
       >>> from flax import nnx
       >>> rngs = nnx.Rngs(0)
