@@ -137,6 +137,13 @@ def assert_finite(tree):
             assert jnp.isfinite(leaf).all(), tree
 
 
+def assert_close_of(entry, found, expected):
+    """To the rounding of another program for the same steps."""
+    # Weights that sum to 40 are rounded like it, and a parameter is the difference of two.
+    rounding = 1e-5 if "total" in entry.hyperparameters else 1e-6
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=rounding)
+
+
 def assert_no_nan(tree):
     for leaf in jax.tree.leaves(tree):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -178,7 +185,7 @@ def test_injected_hyperparameters_are_the_hyperparameters(entry):
     run = plain_run(entry)
     injected, state = train(step, optimizer, run.problem.params, 3)
     expected, _ = run.after[3]
-    chex.assert_trees_all_close(injected, expected, rtol=1e-5, atol=1e-6)
+    assert_close_of(entry, injected, expected)
     for name, value in entry.hyperparameters.items():
         if isinstance(value, float):
             assert optax.tree.get(state, "hyperparams")[name] == pytest.approx(value)
@@ -262,7 +269,7 @@ def test_accumulates_under_multi_steps(entry):
     chex.assert_trees_all_equal(unmoved, run.problem.params)
     moved, _ = train(step, accumulating, run.problem.params, 4)
     expected, _ = run.after[2]
-    chex.assert_trees_all_close(moved, expected, rtol=1e-5, atol=1e-6)
+    assert_close_of(entry, moved, expected)
 
 
 @every_entry
@@ -284,7 +291,7 @@ def test_schedules_are_evaluated_at_the_number_of_updates_so_far(entry):
         hyperparameters = optax.tree.get(state, "hyperparams")
         state = optax.tree.set(state, hyperparams=hyperparameters | numbers)
         by_number, state = step(by_number, state)
-    chex.assert_trees_all_close(by_schedule, by_number, rtol=1e-5, atol=1e-6)
+    assert_close_of(entry, by_schedule, by_number)
 
 
 @every_transform
@@ -350,7 +357,7 @@ def test_sees_a_part_of_the_parameters(entry, composition):
     found, _ = train(step, composed, params, 2)
     chex.assert_trees_all_equal(found.pop("frozen"), frozen)
     expected, _ = run.after[2]
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert_close_of(entry, found, expected)
 
 
 @every_entry
@@ -377,7 +384,7 @@ def test_a_broken_gradient_leaves_no_trace_under_apply_if_finite(entry):
     params, state = run.problem.params, optimizer.init(run.problem.params)
     for factor in (np.nan, 1.0, np.nan, 1.0):
         params, state, _ = step(params, state, jnp.float32(factor))
-    chex.assert_trees_all_close((params, state.inner_state), run.after[2], rtol=1e-5, atol=1e-6)
+    assert_close_of(entry, (params, state.inner_state), run.after[2])
 
 
 @every_entry
@@ -591,7 +598,7 @@ def test_shardings_are_kept_on_an_explicit_mesh(entry):
         found, new_state = train(jax.jit(step), optimizer, params, 2)
         assert types((found, new_state)) == types((params, state))
     expected, _ = run.after[2]
-    chex.assert_trees_all_close(jax.device_get(found), expected, rtol=1e-5, atol=1e-6)
+    assert_close_of(entry, jax.device_get(found), expected)
 
 
 @every_transform
