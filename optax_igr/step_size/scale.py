@@ -26,7 +26,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_igr._core import extra_args, hyperparameters, trees
-from optax_igr.step_size import first_steps, log_domain
+from optax_igr.step_size import buffers, first_steps, log_domain
 from optax_igr.step_size.alignment import (
     GRANULARITIES,
     SIGNALS,
@@ -215,7 +215,7 @@ def adapt_scale(
             rate,
             decay_now,
             bounds,
-            state.measured_log_scale if first_step is not None else None,
+            state.measured_log_scale,
         )
 
         def advance():
@@ -273,14 +273,14 @@ def adapt_scale(
         previous = inner_updates
         if is_averaged:
             # The measurement reads the way: added to before it is done, XLA on CPU would have to copy it.
-            keep = jnp.where(measurements.count >= 0, ema_now, 0)
-            previous = accumulated(state.previous_updates, inner_updates, keep)
+            weight = jnp.where(buffers.never(measurements.count), 0, ema_now)
+            previous = accumulated(state.previous_updates, inner_updates, weight)
         return map_scaled(scaled, log_scale, inner_updates), AdaptScaleState(
             count=optax.safe_increment(state.count),
             log_scale=kept(log_scale, state.log_scale),
             previous_updates=previous,
-            measurements=kept(measurements, state.measurements),
-            measured_log_scale=kept(centre, state.measured_log_scale),
+            measurements=measurements,
+            measured_log_scale=centre,
             longest_step=kept(longest, state.longest_step),
             inner_state=inner_state,
         )
