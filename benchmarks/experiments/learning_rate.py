@@ -262,4 +262,5 @@ EXPERIMENT = Experiment(
     figures=_figures,
     row_per_rate=False,
     curve_measures=("train_loss",),
+    needs=("train_loss",),
 )
