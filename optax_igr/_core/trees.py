@@ -9,6 +9,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -42,7 +43,74 @@ def scalar_dtype(tree: Tree) -> Any:
 
 def is_inexact(x: Any) -> bool:
     """Says whether a leaf holds real or complex numbers."""
-    return jnp.issubdtype(x.dtype, jnp.inexact)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def as_array(x: Any) -> Any:
+    """Returns a NumPy array or a Python number as a JAX array, and any array without its weak type.
+
+    What is no number (an abstract array, a random key, a function in a module's tree) stays as it is.
+    """
+    if isinstance(x, jax.Array):
+        # A random key has no weak type.
+        is_weak = getattr(x, "weak_type", False)
+        return jax.lax.convert_element_type(x, x.dtype) if is_weak else x
+    if isinstance(x, bool | int | float | complex):
+        return jnp.asarray(x, jnp.asarray(x).dtype)
+    if isinstance(x, np.ndarray | np.generic) and (
+        jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool
+    ):
+        return jnp.asarray(x)
+    return x
+
+
+def as_arrays(tree: Tree) -> Tree:
+    """Applies :func:`as_array` to every leaf, so that Optax's NumPy trees and restored states are accepted."""
+    return jax.tree.map(as_array, tree)
+
+
+def is_box(x: Any) -> bool:
+    """Says whether a node only holds a value and metadata: a variable of NNX, or a box of Linen.
+
+    They are known by their methods, since this package does not need Flax.
+    """
+    return all(hasattr(x, name) for name in ("get_value", "get_metadata")) or all(
+        hasattr(x, name) for name in ("unbox", "replace_boxed")
+    )
+
+
+def unboxed(tree: Tree) -> Tree:
+    """Puts its value in the place of every box, however many there are around it."""
+
+    def value(x):
+        if not is_box(x):
+            return x
+        return unboxed(jax.tree.leaves(x, is_leaf=lambda child: child is not x)[0])
+
+    return jax.tree.map(value, tree, is_leaf=is_box)
+
+
+def leaves_with_path(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
+    """Returns the leaves with their paths, in which a box is no step.
+
+    NNX hands variables to `init` and their values to `update`. A rule on paths must see the same in both.
+    """
+    return jax.tree_util.tree_leaves_with_path(unboxed(tree))
+
+
+def map_with_path(function: Callable, tree: Tree, *rest: Tree) -> Tree:
+    """Maps `function(path, leaf, *others)` over a tree, with the paths of :func:`leaves_with_path`."""
+    leaves, structure = jax.tree.flatten(tree)
+    others = [structure.flatten_up_to(other) for other in rest]
+    paths = [path for path, _ in leaves_with_path(tree)]
+    return structure.unflatten(
+        [function(*arguments) for arguments in zip(paths, leaves, *others, strict=True)]
+    )
+
+
+def spell(path: tuple[Any, ...]) -> str:
+    """Writes a path for an error message or a table: `layers/0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "at the root"
 
 
 def cast_like(tree: Tree, reference: Tree) -> Tree:
@@ -124,12 +192,13 @@ def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable
       The tree with `None` in the place of every leaf that is masked out or is not a real or complex
       number, and a function that puts the leaves left out back into a tree of that kind.
     """
-    mask = mask(tree) if callable(mask) else mask
+    # A mask is made from values and is one of values, whether or not the parameters come in boxes.
+    mask = unboxed(mask(unboxed(tree)) if callable(mask) else mask)
     mask = True if mask is None else mask
     try:
         selected = jax.tree.map(
             lambda keep, branch: jax.tree.map(
-                lambda x: x if keep and jnp.issubdtype(x.dtype, jnp.inexact) else None, branch
+                lambda x: x if keep and is_inexact(x) else None, branch
             ),
             mask,
             tree,
