@@ -16,7 +16,8 @@ ROOMS = {
     "optax_igr.penalties": """
         add_gradient_penalty add_microbatch_gradient_penalty extrapolated_gradient_penalty
         extrapolation_eval_params add_igr cancel_igr hold_igr modified_loss igr_coefficient
-        add_schatten_decay add_spectral_decay matrix_operator conv_operator""",
+        add_schatten_decay add_spectral_decay""",
+    "optax_igr.operators": "matrix_operator conv_operator",
     "optax_igr.geometry": """
         exponentiate exponentiate_simplex exponentiate_hypentropy exponentiate_signed
         exponentiated_gradient eg_plus_minus keep_params_in projection_spectral_ball
@@ -34,8 +35,8 @@ ROOMS = {
         implicit_regularization monitor_drift sharpness lipschitz_bounds spectral_norm
         parameter_robustness input_robustness""",
 }
-HELPERS = "fill_masked microbatched"
-SUBMODULES = ("optax_igr.flows", "optax_igr.diagnostics")
+HELPERS = "fill_masked microbatched matrix_operator conv_operator"
+SUBMODULES = ("optax_igr.flows", "optax_igr.diagnostics", "optax_igr.operators")
 
 
 def public_functions(module_name):
