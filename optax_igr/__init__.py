@@ -36,6 +36,7 @@ from optax_igr.geometry import (
     projection_simplex_kl,
     projection_spectral_ball,
 )
+from optax_igr.operators import conv_operator, matrix_operator
 from optax_igr.penalties import (
     add_gradient_penalty,
     add_igr,
@@ -43,12 +44,10 @@ from optax_igr.penalties import (
     add_schatten_decay,
     add_spectral_decay,
     cancel_igr,
-    conv_operator,
     extrapolated_gradient_penalty,
     extrapolation_eval_params,
     hold_igr,
     igr_coefficient,
-    matrix_operator,
     modified_loss,
 )
 from optax_igr.step_size import (

@@ -7,13 +7,13 @@ References:
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import operator_norms, operators
+from optax_igr.operators import Operator, leaves, norms
 
 
 def spectral_norm(
     w: jax.Array,
     *,
-    operator: operators.Operator | None = None,
+    operator: Operator | None = None,
     tolerance: float = 1e-4,
     max_steps: int = 1000,
 ) -> jax.Array:
@@ -49,11 +49,11 @@ def spectral_norm(
       Sedghi, Gupta, Long, `The Singular Values of Convolutional Layers <https://arxiv.org/abs/1805.10408>`_, 2019
     """
     w = jnp.asarray(w)
-    chosen = operators.resolve("spectral_norm", w, operator)
+    chosen = leaves.resolve("spectral_norm", w, operator)
     if chosen is None:
         raise ValueError(
             f"spectral_norm: `w` must be a weight of at least two axes, got shape {list(w.shape)}."
         )
     if chosen.is_exact(w.shape):
-        return operator_norms.spectral_norm_bound(chosen, w)
-    return operator_norms.converged_spectral_norm(chosen, w, tolerance, max_steps)
+        return norms.spectral_norm_bound(chosen, w)
+    return norms.converged_spectral_norm(chosen, w, tolerance, max_steps)

@@ -1,7 +1,5 @@
 """What is minimised: penalties on the gradient norm and on the norms of weights."""
 
-from optax_igr._core.operators import conv_operator as conv_operator
-from optax_igr._core.operators import matrix_operator as matrix_operator
 from optax_igr.penalties.extrapolated import (
     ExtrapolatedGradientPenaltyState as ExtrapolatedGradientPenaltyState,
 )

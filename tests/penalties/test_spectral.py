@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optax_igr
-from tests.core.test_operators import dense
+from tests.operators.test_operators import dense
 
 LAPLACIAN = jnp.array([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]])[:, :, None, None]
 

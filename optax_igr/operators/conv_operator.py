@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_igr._core import hyperparameters
-from optax_igr._core.matrix_operators import Blocks, integers
+from optax_igr.operators.matrix_operator import Blocks, integers
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
 

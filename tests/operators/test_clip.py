@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_igr._core.spectral_clip import clip_singular_values
+from optax_igr.operators._spectral_clip import clip_singular_values
 
 clip = jax.jit(clip_singular_values)
 

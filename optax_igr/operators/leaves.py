@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_igr._core import hyperparameters, trees
-from optax_igr._core.conv_operators import ConvOperator as ConvOperator
-from optax_igr._core.conv_operators import conv_operator as conv_operator
-from optax_igr._core.matrix_operators import MatrixOperator as MatrixOperator
-from optax_igr._core.matrix_operators import matrix_operator as matrix_operator
+from optax_igr.operators.conv_operator import ConvOperator
+from optax_igr.operators.matrix_operator import MatrixOperator
 
 Operator = MatrixOperator | ConvOperator
 

@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from optax_igr._core import spectral_clip, trees
+from optax_igr._core import trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr._core.operators import Operator
+from optax_igr.operators import _spectral_clip
+from optax_igr.operators.leaves import Operator
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -121,7 +122,7 @@ def clip_singular_values(operator: Operator, weight: jax.Array, radius: Scalar) 
         matrices, pull_back = jax.vjp(lambda w: operator.blocks(w).matrices, weight)
         blocks = operator.blocks(weight)
         multiplicity = _multiplicity(blocks)
-        clipped = spectral_clip.clip_singular_values(
+        clipped = _spectral_clip.clip_singular_values(
             matrices, jnp.asarray(radius, matrices.real.dtype)
         )
         weighted = multiplicity * clipped
