@@ -3,6 +3,7 @@
 An inner product is `sum(x * y)` leaf by leaf, never a ravel: a sharded leaf stays sharded.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,16 @@ def widened(dtype: Any) -> Any:
     return dtype
 
 
+def widest(*dtypes: Any) -> Any:
+    """Returns the narrowest dtype that holds all of these.
+
+    Also where JAX is told to promote nothing by itself (`jax_numpy_dtype_promotion=strict`): this library chooses the
+    dtypes of its own accumulations, and that setting is about what a program promotes without choosing.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
+
+
 def widen(tree: Tree) -> Tree:
     """Casts bfloat16 and float16 leaves to float32 and leaves the others alone."""
     return jax.tree.map(lambda x: jnp.asarray(x, widened(jnp.asarray(x).dtype)), tree)
@@ -38,7 +49,7 @@ def is_narrow(tree: Tree) -> bool:
 def scalar_dtype(tree: Tree) -> Any:
     """Returns the real dtype of an inner product over the tree: float32, or the widest of its leaves."""
     dtypes = [jnp.finfo(x.dtype).dtype for x in jax.tree.leaves(tree) if is_inexact(x)]
-    return jnp.result_type(jnp.float32, *dtypes)
+    return widest(jnp.float32, *dtypes)
 
 
 def is_inexact(x: Any) -> bool:
@@ -122,11 +133,11 @@ def inner_product(x: Tree, y: Tree) -> jax.Array:
     r"""Returns :math:`\mathrm{Re}\,\langle x, y \rangle`, accumulated in float32 or wider."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(widened(a.dtype), widened(b.dtype))
+        dtype = widest(widened(a.dtype), widened(b.dtype))
         return jnp.sum(jnp.real(jnp.conj(a.astype(dtype)) * b.astype(dtype)))
 
     products = jax.tree.leaves(jax.tree.map(leaf, x, y))
-    dtype = jnp.result_type(jnp.float32, *products) if products else jnp.float32
+    dtype = widest(jnp.float32, *(product.dtype for product in products))
     return sum((product.astype(dtype) for product in products), jnp.zeros([], dtype))
 
 
@@ -150,12 +161,17 @@ def scale(factor: ArrayLike, tree: Tree) -> Tree:
 
 def add(x: Tree, y: Tree) -> Tree:
     """Adds two trees in the wider dtype of each pair of leaves."""
-    return jax.tree.map(jnp.add, x, y)
+    return jax.tree.map(functools.partial(_in_wider_dtype, jnp.add), x, y)
 
 
 def subtract(x: Tree, y: Tree) -> Tree:
     """Subtracts two trees in the wider dtype of each pair of leaves."""
-    return jax.tree.map(jnp.subtract, x, y)
+    return jax.tree.map(functools.partial(_in_wider_dtype, jnp.subtract), x, y)
+
+
+def _in_wider_dtype(operation, x, y):
+    dtype = widest(x.dtype, y.dtype)
+    return operation(x.astype(dtype), y.astype(dtype))
 
 
 def all_finite(tree: Tree) -> jax.Array:
