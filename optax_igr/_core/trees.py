@@ -119,6 +119,14 @@ def map_with_path(function: Callable, tree: Tree, *rest: Tree) -> Tree:
     )
 
 
+def is_function(x: Any) -> bool:
+    """Says whether an argument that may be a tree or a function of one is the function.
+
+    A module of Equinox is both: a tree that can be called. It counts as the tree that it is.
+    """
+    return callable(x) and jax.tree_util.treedef_is_leaf(jax.tree.structure(x))
+
+
 def spell(path: tuple[Any, ...]) -> str:
     """Writes a path for an error message or a table: `layers/0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/") or "at the root"
@@ -209,7 +217,7 @@ def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable
       number, and a function that puts the leaves left out back into a tree of that kind.
     """
     # A mask is made from values and is one of values, whether or not the parameters come in boxes.
-    mask = unboxed(mask(unboxed(tree)) if callable(mask) else mask)
+    mask = unboxed(mask(unboxed(tree)) if is_function(mask) else mask)
     mask = True if mask is None else mask
     try:
         selected = jax.tree.map(
