@@ -1,6 +1,7 @@
 """Flows: which continuous path an optimizer follows, its integration, and how well they agree."""
 
 from optax_igr.flows.adam_flow import adam_flow
+from optax_igr.flows.central_flow import central_flow
 from optax_igr.flows.convergence_order import ConvergenceOrder, convergence_order
 from optax_igr.flows.flow_from_step import flow_from_step
 from optax_igr.flows.gradient_flow import gradient_flow
@@ -14,6 +15,7 @@ from optax_igr.flows.two_player_flow import two_player_flow
 __all__ = [
     "ConvergenceOrder",
     "adam_flow",
+    "central_flow",
     "convergence_order",
     "flow_from_step",
     "gradient_flow",
