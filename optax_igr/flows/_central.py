@@ -27,7 +27,7 @@ from optax_igr._core import derivatives, hyperparameters, stability, trees
 from optax_igr._core import top_eigenvectors as eigen
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.trees import Tree
-from optax_igr.flows import _averages, _complementarity
+from optax_igr.flows import _averages, _complementarity, _trajectory
 
 # From a random block to the largest eigenvalues of a network: later steps only follow them.
 _INITIAL_PRODUCTS = 24
@@ -133,21 +133,19 @@ def make(settings: Settings) -> CentralFlow:
     hyperparameters.check_positive_integer(name, "substeps", settings.substeps)
     init = functools.partial(_init, settings)
     step = jax.jit(functools.partial(_step, settings))
-    return CentralFlow(init, step, functools.partial(_trajectory, name, init, step))
+    run = functools.partial(_trajectory.run, name, init, step, CentralFlowState)
+    return CentralFlow(init, step, run)
 
 
 def _init(settings: Settings, params: Tree) -> CentralFlowState:
     name = settings.name
-    params = jax.tree.map(jnp.asarray, params)
-    selected, fill = trees.select(name, trees.widen(params), settings.mask)
+    params, selected, fill = _trajectory.start(name, settings.value_fn, params, settings.mask)
     size = sum(x.size for x in jax.tree.leaves(selected))
     if settings.num_directions > size:
         raise ValueError(
             f"{name}: `num_directions` = {settings.num_directions} is more than the number of "
             f"parameters that move, {size}."
         )
-    params = fill(selected)
-    _check_value(name, settings.value_fn, params)
     gradients, preconditioner = settings.gradients, settings.preconditioner
     momentum = gradients.init(selected)
     moment = None if preconditioner is None else preconditioner.init(selected)
@@ -169,55 +167,14 @@ def _init(settings: Settings, params: Tree) -> CentralFlowState:
     return CentralFlowState(params, count, momentum, moment, directions(selected, moment))
 
 
-def _check_value(name: str, value_fn: derivatives.ValueFn, params: Tree) -> None:
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
-        return
-    first, second = value_fn(params), value_fn(params)
-    if isinstance(first, jax.core.Tracer) or first == second:
-        return
-    if not jnp.isfinite(first):
-        raise ValueError(f"{name}: the loss at the start is {first}.")
-    raise ValueError(
-        f"{name}: `value_fn` returns {first} and then {second} at the same parameters. The flow is that "
-        "of full-batch training: close over all data and one random key."
-    )
-
-
-def _trajectory(name, init, step, params, num_steps, observe=None):
-    hyperparameters.check_positive_integer(name, "num_steps", num_steps)
-    state = params if isinstance(params, CentralFlowState) else init(params)
-    state, info, observed = _scan(step, int(num_steps), observe, state)
-    finite = jnp.isfinite(info.loss)
-    if not isinstance(finite, jax.core.Tracer) and not jnp.all(finite):
-        raise FloatingPointError(
-            f"{name}: the flow leaves the finite numbers at step {int(jnp.argmin(finite))}, where even "
-            "the average diverges: take a smaller `learning_rate` or more `substeps`."
-        )
-    return state, info, observed
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _scan(step, num_steps, observe, state):
-    def body(state, _):
-        following, info = step(state)
-        return following, (info, None if observe is None else observe(state.params))
-
-    state, (info, observed) = jax.lax.scan(body, state, length=num_steps)
-    return state, info, observed
-
-
 def _step(settings: Settings, state: CentralFlowState):
     substeps = settings.substeps
     duration = 1 / substeps
 
-    def body(inner, index):
+    def substep(inner, index):
         return _substep(settings, inner, inner.count + index * duration, duration)
 
-    if substeps == 1:
-        state, info = body(state, 0)
-    else:
-        state, infos = jax.lax.scan(body, state, jnp.arange(substeps))
-        info = jax.tree.map(lambda x: x[0], infos)
+    state, info = _trajectory.first_of(substep, state, substeps)
     return state._replace(count=state.count + 1), info
 
 
