@@ -6,6 +6,7 @@ The rooms: `penalties`, `geometry`, `curvature`, `step_size`.
 import importlib.metadata
 
 from optax_igr._core.value_functions import fill_masked as fill_masked
+from optax_igr._core.value_functions import mean_over as mean_over
 from optax_igr._core.value_functions import microbatched as microbatched
 from optax_igr.curvature import multibatch_lbfgs as multibatch_lbfgs
 from optax_igr.curvature import newton_cg as newton_cg

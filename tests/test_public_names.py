@@ -34,7 +34,7 @@ ROOMS = {
         implicit_regularization monitor_drift sharpness lipschitz_bounds spectral_norm
         parameter_robustness input_robustness""",
 }
-HELPERS = "fill_masked microbatched"
+HELPERS = "fill_masked mean_over microbatched"
 SUBMODULES = ("optax_igr.flows", "optax_igr.diagnostics")
 
 
