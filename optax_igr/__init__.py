@@ -13,7 +13,11 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from optax_igr._core.value_functions import fill_masked, microbatched
+from optax_igr._core.value_functions import (
+    fill_masked,
+    mean_over,
+    microbatched,
+)
 from optax_igr.curvature import (
     multibatch_lbfgs,
     newton_cg,
@@ -99,6 +103,7 @@ __all__ = [
     "layerwise_decay",
     "limit_by_curvature",
     "matrix_operator",
+    "mean_over",
     "microbatched",
     "modified_loss",
     "multibatch_lbfgs",
