@@ -19,6 +19,6 @@ from optax_igr.diagnostics.lipschitz import LipschitzBounds as LipschitzBounds
 from optax_igr.diagnostics.lipschitz import lipschitz_bounds as lipschitz_bounds
 from optax_igr.diagnostics.monitor_drift import MonitorDriftState as MonitorDriftState
 from optax_igr.diagnostics.monitor_drift import monitor_drift as monitor_drift
-from optax_igr.diagnostics.operator_norm import spectral_norm as spectral_norm
 from optax_igr.diagnostics.parameter_noise import ParameterRobustness as ParameterRobustness
 from optax_igr.diagnostics.parameter_noise import parameter_robustness as parameter_robustness
+from optax_igr.operators import spectral_norm as spectral_norm
