@@ -19,7 +19,9 @@ ROOMS = {
         add_gradient_penalty add_microbatch_gradient_penalty extrapolated_gradient_penalty
         extrapolation_eval_params add_igr cancel_igr hold_igr modified_loss igr_coefficient
         add_schatten_decay add_spectral_decay""",
-    "optax_igr.operators": "matrix_operator conv_operator",
+    "optax_igr.operators": """
+        matrix_operator conv_operator spectral_norm spectral_norm_bound schatten_norm
+        frobenius_norm""",
     "optax_igr.geometry": """
         exponentiate exponentiate_simplex exponentiate_hypentropy exponentiate_signed
         exponentiated_gradient eg_plus_minus keep_params_in projection_spectral_ball

@@ -86,6 +86,12 @@ def as_state(tree: Any) -> Any:
     return tree if jax.tree.leaves(tree) else jnp.zeros([], jnp.float32)
 
 
+def zero_norm(operator: Operator, weight: jax.Array) -> jax.Array:
+    """Returns a zero for each operator of the stack, in the dtype of its norm."""
+    dtype = jnp.finfo(trees.widened(weight.dtype)).dtype
+    return jnp.zeros(operator.stack_shape(weight.shape), dtype)
+
+
 def add_decay(updates: Any, factor: hyperparameters.Scalar, gradient: Any) -> Any:
     """Adds a multiple of a gradient that is None where a leaf is left alone, in the gradient's precision."""
 

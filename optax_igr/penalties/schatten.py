@@ -22,7 +22,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_igr._core import extra_args, hyperparameters, trees
-from optax_igr.operators import leaves, norms
+from optax_igr.operators import leaves, schatten
 
 _NAME = "add_schatten_decay"
 
@@ -117,7 +117,7 @@ def add_schatten_decay(
 
     def init(params):
         chosen = leaves.resolve(_NAME, params, operator, mask)
-        zeros = leaves.map_operators(norms.zero_norm, chosen, params)
+        zeros = leaves.map_operators(leaves.zero_norm, chosen, params)
         return SchattenDecayState(
             count=jnp.zeros([], jnp.int32),
             schatten_norms=leaves.as_state(zeros),
@@ -139,7 +139,7 @@ def add_schatten_decay(
         is_due = state.count % refresh_interval == 0
 
         def refresh(choice, weight):
-            return norms.schatten_norm(choice, weight, gram_steps)
+            return schatten.gradient_and_norm(choice, weight, gram_steps)
 
         def refresh_or_keep(choice, weight, kept, norm):
             return jax.lax.cond(is_due, lambda: refresh(choice, weight), lambda: (kept, norm))

@@ -19,7 +19,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_igr._core import extra_args, hyperparameters, trees
-from optax_igr.operators import leaves, norms
+from optax_igr.operators import leaves, power_iteration
 
 _NAME = "add_spectral_decay"
 
@@ -102,7 +102,7 @@ def add_spectral_decay(
         chosen = leaves.resolve(_NAME, params, operator, mask)
         zeros, vectors = (
             leaves.as_state(leaves.map_operators(function, chosen, params))
-            for function in (norms.zero_norm, norms.initial_vector)
+            for function in (leaves.zero_norm, power_iteration.initial_vector)
         )
         return SpectralDecayState(jnp.zeros([], jnp.int32), zeros, vectors)
 
@@ -117,7 +117,7 @@ def add_spectral_decay(
         if not jax.tree.leaves(chosen):
             return updates, state._replace(count=count)
         triples = leaves.map_operators(
-            lambda choice, weight, vector: norms.power_iteration(
+            lambda choice, weight, vector: power_iteration.iterate(
                 choice, weight, vector, power_steps
             ),
             chosen,
