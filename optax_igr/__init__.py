@@ -12,7 +12,7 @@ from optax_igr.curvature import newton_cg as newton_cg
 from optax_igr.curvature import overlapping_batches as overlapping_batches
 from optax_igr.curvature import scale_by_multibatch_lbfgs as scale_by_multibatch_lbfgs
 from optax_igr.curvature import scale_by_newton_cg as scale_by_newton_cg
-from optax_igr.curvature import scale_by_stochastic_lbfgs as scale_by_stochastic_lbfgs
+from optax_igr.curvature import scale_by_sqn as scale_by_sqn
 from optax_igr.curvature import slbfgs as slbfgs
 from optax_igr.curvature import sqn as sqn
 from optax_igr.curvature import svrg as svrg

@@ -24,8 +24,8 @@ from jax.typing import ArrayLike
 
 from optax_igr._core import derivatives, extra_args, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.curvature import levenberg_marquardt
-from optax_igr.curvature.conjugate_gradient import truncated_cg
+from optax_igr.curvature import _levenberg_marquardt
+from optax_igr.curvature._conjugate_gradient import truncated_cg
 
 CURVATURES = ("hessian", "gauss_newton")
 
@@ -156,12 +156,12 @@ def scale_by_newton_cg(
         direction = _descending(trees.scale(norm, solution.x), updates)
         new_damping, ratio = state.damping, state.reduction_ratio
         if is_damped:
-            predicted = levenberg_marquardt.predicted_decrease(solution, b, state.damping, norm)
+            predicted = _levenberg_marquardt.predicted_decrease(solution, b, state.damping, norm)
             value = loss_fn(params) if value is None else value
             stepped = jax.tree.map(
                 lambda p, d: (p.astype(d.dtype) - d).astype(p.dtype), params, direction
             )
-            new_damping, ratio = levenberg_marquardt.adapted_damping(
+            new_damping, ratio = _levenberg_marquardt.adapted_damping(
                 state.damping,
                 damping,
                 jnp.asarray(value, predicted.dtype),

@@ -10,7 +10,7 @@ import pytest
 
 import optax_igr
 from optax_igr._core import derivatives
-from optax_igr.curvature.conjugate_gradient import truncated_cg
+from optax_igr.curvature._conjugate_gradient import truncated_cg
 from tests.curvature import dense
 from tests.problems import tanh_network
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from optax_igr._core import trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.curvature.conjugate_gradient import Solution
+from optax_igr.curvature._conjugate_gradient import Solution
 
 # The damping stays within these multiples of where it started: it must not underflow to zero for ever.
 DAMPING_RANGE = (1e-8, 1e8)
