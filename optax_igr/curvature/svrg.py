@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import control_flow, derivatives, extra_args, hyperparameters, trees
 
 
 class SVRGState(NamedTuple):
@@ -137,7 +137,7 @@ def svrg_estimate(
         anchored = (state.anchor, state.anchor_gradient, state.has_anchor)
         if anchor_interval is not None:
             is_due = state.count % anchor_interval == 0
-            anchored = jax.lax.cond(is_due, moved, lambda: anchored)
+            anchored = control_flow.cond(is_due, moved, lambda: anchored)
         elif full_value_fn is not None:
             anchored = moved()
         anchor, anchor_gradient, has_anchor = anchored
