@@ -41,7 +41,7 @@ from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.trees import Tree
 
 ValueFn = Callable[[Tree], jax.Array]
-Operator = Callable[[Tree], Tree]
+LinearMap = Callable[[Tree], Tree]
 
 ExactMode = Literal["forward_over_reverse", "reverse_over_forward", "reverse_over_reverse"]
 DifferenceMode = Literal["forward_difference", "backward_difference", "central_difference"]
@@ -132,7 +132,7 @@ def hessian_operator(
     radius: Scalar | None = None,
     gradient: Tree | None = None,
     name: str = "hessian_operator",
-) -> Operator:
+) -> LinearMap:
     r"""Returns :math:`v \mapsto Hv` for many products at one point; its argument may be wider than `params`.
 
     What does not depend on the vector is computed once: `forward_over_reverse` linearizes the gradient and
@@ -201,7 +201,7 @@ def gauss_newton_operator(
     params: Tree,
     *,
     name: str = "gauss_newton_operator",
-) -> Operator:
+) -> LinearMap:
     r"""Returns :math:`v \mapsto J^\top H_\ell J v` for many products at one point.
 
     A model without a forward derivative (a `jax.custom_vjp` function) takes :math:`Jv` as the transpose of its
@@ -234,7 +234,7 @@ def gauss_newton_operator(
     return product
 
 
-def _gradient_fn(value_fn: ValueFn) -> Operator:
+def _gradient_fn(value_fn: ValueFn) -> LinearMap:
     return lambda params: gradient(value_fn, params)
 
 
