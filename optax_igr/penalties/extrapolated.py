@@ -87,8 +87,7 @@ def extrapolated_gradient_penalty(
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optax_igr
       >>> value_fn = lambda p: (0.6 - p[0] * p[1]) ** 2 / 2
-      >>> optimizer = optax_igr.extrapolated_gradient_penalty(
-      ...     optax.sgd(1e-3), coefficient=0.01, max_relative_displacement=0.2)
+      >>> optimizer = optax_igr.extrapolated_gradient_penalty(optax.sgd(1e-3), coefficient=0.01)
       >>> params = jnp.array([2.8, 3.5])
       >>> state = optimizer.init(params)
       >>> @jax.jit
@@ -99,7 +98,7 @@ def extrapolated_gradient_penalty(
       ...     params, state = step(params, state)
       >>> theta = optax_igr.extrapolation_eval_params(state, params)
       >>> print(f"product {theta.prod():.3f}, squared norm {theta @ theta:.2f} (without: 4.56)")
-      product 0.600, squared norm 3.74 (without: 4.56)
+      product 0.600, squared norm 4.12 (without: 4.56)
 
     References:
       Becker et al, `Momentum-SAM: Sharpness Aware Minimization without Computational Overhead
