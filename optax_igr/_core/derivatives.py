@@ -34,7 +34,7 @@ from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.trees import Tree
 
 ValueFn = Callable[[Tree], jax.Array]
-Operator = Callable[[Tree], Tree]
+LinearMap = Callable[[Tree], Tree]
 
 EXACT_MODES = ("forward_over_reverse", "reverse_over_forward", "reverse_over_reverse")
 DIFFERENCE_MODES = ("forward_difference", "backward_difference", "central_difference")
@@ -94,7 +94,7 @@ def hessian_vector_product(
 
 def hessian_operator(
     value_fn: ValueFn, params: Tree, *, mode: str = "forward_over_reverse"
-) -> Operator:
+) -> LinearMap:
     r"""Returns :math:`v \mapsto Hv` for many products at one point; its argument may be wider than `params`.
 
     In the default mode the gradient is linearized once, and each product costs 2 gradients instead of 2.7.
@@ -144,7 +144,7 @@ def gauss_newton_operator(
     outputs_fn: Callable[[Tree], Tree],
     output_loss_fn: ValueFn,
     params: Tree,
-) -> Operator:
+) -> LinearMap:
     r"""Returns :math:`v \mapsto J^\top H_\ell J v` for many products at one point."""
     outputs, jacobian_product = jax.linearize(outputs_fn, params)
     _, transpose = jax.vjp(outputs_fn, params)

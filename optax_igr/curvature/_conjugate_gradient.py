@@ -29,7 +29,7 @@ class Solution(NamedTuple):
 
 
 def truncated_cg(
-    operator: derivatives.Operator,
+    operator: derivatives.LinearMap,
     b: chex.ArrayTree,
     start: chex.ArrayTree | None = None,
     *,

@@ -24,8 +24,8 @@ from optax_igr._core.hyperparameters import Scalar
 from optax_igr.geometry import _domain, _landing
 from optax_igr.geometry.exponentiate_simplex import (
     has_moved,
-    largest,
     log_normaliser,
+    maximum,
     scaled_terms,
 )
 
@@ -49,7 +49,7 @@ def plus_minus_log_weights(
 
     Where an exponent of a group is NaN or infinite, the group does not move.
     """
-    top = largest(jnp.abs(exponent), axis)
+    top = maximum(jnp.abs(exponent), axis)
     up, down = exponent - top, -exponent - top
     sums = (
         scaled_terms(jnp.exp(log_positive), up, axis)[1]

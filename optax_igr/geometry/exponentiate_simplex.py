@@ -48,7 +48,7 @@ def simplex_weights(
 
     Where an exponent of a group is NaN or infinite, the group stays as it is.
     """
-    terms, sums = scaled_terms(weight, exponent - largest(exponent, axis), axis)
+    terms, sums = scaled_terms(weight, exponent - maximum(exponent, axis), axis)
     return jnp.where(has_moved(sums), total * terms / sums, weight)
 
 
@@ -56,12 +56,12 @@ def simplex_log_weights(
     log_weight: jax.Array, exponent: jax.Array, *, axis: _domain.Axis = -1, total: Scalar = 1.0
 ) -> jax.Array:
     r"""Returns the logarithms of the same weights, :math:`\log w + u - c`."""
-    shifted = exponent - largest(exponent, axis)
+    shifted = exponent - maximum(exponent, axis)
     _, sums = scaled_terms(jnp.exp(log_weight), shifted, axis)
     return log_weight + jnp.where(has_moved(sums), shifted - log_normaliser(sums, total), 0)
 
 
-def largest(x: jax.Array, axis: _domain.Axis) -> jax.Array:
+def maximum(x: jax.Array, axis: _domain.Axis) -> jax.Array:
     """Returns the maximum along `axis`, which may be empty."""
     return jnp.max(x, axis, keepdims=True, initial=-jnp.inf)
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import extra_args, hyperparameters, operator_norms, operators, trees
+from optax_igr._core import extra_args, hyperparameters, trees
+from optax_igr.operators import leaves, schatten
 
 _NAME = "add_schatten_decay"
 
@@ -115,11 +116,11 @@ def add_schatten_decay(
     keeps_gradient = refresh_interval > 1
 
     def init(params):
-        chosen = operators.resolve(_NAME, params, operator, mask)
-        norms = operators.map_operators(operator_norms.zero_norm, chosen, params)
+        chosen = leaves.resolve(_NAME, params, operator, mask)
+        zeros = leaves.map_operators(leaves.zero_norm, chosen, params)
         return SchattenDecayState(
             count=jnp.zeros([], jnp.int32),
-            schatten_norms=operators.as_state(norms),
+            schatten_norms=leaves.as_state(zeros),
             cached_gradient=jax.tree.map(_zeros, params) if keeps_gradient else None,
         )
 
@@ -130,7 +131,7 @@ def add_schatten_decay(
         expected = jax.eval_shape(init, params)
         for name in ("schatten_norms", "cached_gradient"):
             trees.check_state_like(_NAME, getattr(expected, name), **{name: getattr(state, name)})
-        chosen = operators.resolve(_NAME, params, operator, mask)
+        chosen = leaves.resolve(_NAME, params, operator, mask)
 
         count = optax.safe_increment(state.count)
         if not jax.tree.leaves(chosen):
@@ -138,24 +139,24 @@ def add_schatten_decay(
         is_due = state.count % refresh_interval == 0
 
         def refresh(choice, weight):
-            return operator_norms.schatten_norm(choice, weight, gram_steps)
+            return schatten.gradient_and_norm(choice, weight, gram_steps)
 
         def refresh_or_keep(choice, weight, kept, norm):
             return jax.lax.cond(is_due, lambda: refresh(choice, weight), lambda: (kept, norm))
 
         # A branch for each leaf: one for all of them copies every gradient that it keeps.
         pairs = (
-            operators.map_operators(
+            leaves.map_operators(
                 refresh_or_keep, chosen, params, state.cached_gradient, state.schatten_norms
             )
             if keeps_gradient
-            else operators.map_operators(refresh, chosen, params)
+            else leaves.map_operators(refresh, chosen, params)
         )
-        gradient, norms = operators.unzip(pairs, chosen, 2)
-        cached = operators.fill(gradient, state.cached_gradient) if keeps_gradient else None
+        gradient, measured = leaves.unzip(pairs, chosen, 2)
+        cached = leaves.fill(gradient, state.cached_gradient) if keeps_gradient else None
         factor = hyperparameters.value_at(coefficient, state.count)
-        updates = operators.add_decay(updates, factor, gradient)
-        return updates, SchattenDecayState(count, norms, cached)
+        updates = leaves.add_decay(updates, factor, gradient)
+        return updates, SchattenDecayState(count, measured, cached)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_igr._core import hyperparameters, trees
-from optax_igr._core.conv_operators import ConvOperator as ConvOperator
-from optax_igr._core.conv_operators import conv_operator as conv_operator
-from optax_igr._core.matrix_operators import MatrixOperator as MatrixOperator
-from optax_igr._core.matrix_operators import matrix_operator as matrix_operator
+from optax_igr.operators.conv_operator import ConvOperator
+from optax_igr.operators.matrix_operator import MatrixOperator
 
 Operator = MatrixOperator | ConvOperator
 
@@ -86,6 +84,12 @@ def as_state(tree: Any) -> Any:
     parameters: their shardings do not fit its leaves.
     """
     return tree if jax.tree.leaves(tree) else jnp.zeros([], jnp.float32)
+
+
+def zero_norm(operator: Operator, weight: jax.Array) -> jax.Array:
+    """Returns a zero for each operator of the stack, in the dtype of its norm."""
+    dtype = jnp.finfo(trees.widened(weight.dtype)).dtype
+    return jnp.zeros(operator.stack_shape(weight.shape), dtype)
 
 
 def add_decay(updates: Any, factor: hyperparameters.Scalar, gradient: Any) -> Any:
