@@ -76,7 +76,7 @@ def init(params: chex.ArrayTree, memory_size: int, history_dtype: Any = None) ->
         return jnp.zeros([], jnp.int32)
 
     widest = [jnp.finfo(trees.widened(p.dtype)).dtype for p in jax.tree.leaves(params)]
-    dtype = jnp.result_type(jnp.float32, *widest)
+    dtype = trees.widest(jnp.float32, *widest)
     return LBFGSMemory(
         steps=history(),
         gradient_changes=history(),
@@ -192,7 +192,7 @@ def products_with(memory: LBFGSMemory, vector: chex.ArrayTree) -> jax.Array:
     """Returns the inner products of [S; Y] with a vector, [2M]."""
 
     def leaf(history, v):
-        dtype = jnp.promote_types(trees.widened(history.dtype), trees.widened(v.dtype))
+        dtype = trees.widest(trees.widened(history.dtype), trees.widened(v.dtype))
         entries = jnp.real(history.astype(dtype).conj() * v.astype(dtype)[None])
         return jnp.sum(entries, axis=range(1, entries.ndim)).astype(memory.products.dtype)
 
@@ -286,7 +286,7 @@ def _combine(memory, coefficients, vector):
 def _slots(leaf, memory_size, dtype):
     dtype = trees.widened(leaf.dtype) if dtype is None else dtype
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        dtype = jnp.promote_types(dtype, jnp.complex64)
+        dtype = trees.widest(dtype, jnp.complex64)
     # From the leaf itself, so that every slot is sharded as the leaf is.
     zeros = jnp.zeros_like(leaf, dtype=dtype)
     return jnp.broadcast_to(zeros[None], (memory_size, *zeros.shape))
