@@ -233,10 +233,14 @@ def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable
         ) from error
 
     def fill(replacement: Tree) -> Tree:
+        pairs = zip(jax.tree.leaves(replacement), jax.tree.leaves(selected), strict=True)
+        # A difference takes narrow parameters in float32: the ones held constant follow, so that the loss sees
+        # one dtype.
+        is_widened = any(new.dtype != old.dtype for new, old in pairs)
         return jax.tree.map(
             lambda new, old: old if new is None else new,
             replacement,
-            tree,
+            widen(tree) if is_widened else tree,
             is_leaf=lambda x: x is None,
         )
 
