@@ -19,7 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import trees
+from optax_igr._core import control_flow, trees
 from optax_igr.step_size import _log_domain
 from optax_igr.step_size._alignment import map_scaled
 from optax_igr.step_size._quadratic_model import quadratic_model
@@ -108,9 +108,9 @@ def measure_if_due(
     def wait():
         return log_scale, measurements
 
-    return jax.lax.cond(
+    return control_flow.cond(
         count < ATTEMPTS + num_measured,
-        lambda: jax.lax.cond(
+        lambda: control_flow.cond(
             (measurements.count < num_measured) & is_usable,
             lambda: measure(log_scale, measurements),
             wait,

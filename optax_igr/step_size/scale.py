@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import hyperparameters, processors, trees
+from optax_igr._core import control_flow, hyperparameters, processors, trees
 from optax_igr._core.transform import transform
 from optax_igr.step_size import _first_steps, _log_domain
 from optax_igr.step_size._alignment import (
@@ -280,7 +280,7 @@ def adapt_scale(
             inner_updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
             return trees.cast_like(inner_updates, reference), inner_state
 
-        inner_updates, inner_state = jax.lax.cond(
+        inner_updates, inner_state = control_flow.cond(
             is_usable,
             advance,
             lambda: (jax.tree.map(jnp.zeros_like, reference), state.inner_state),
