@@ -463,6 +463,63 @@ def test_shard_map_with_a_sharded_batch_equals_one_device(entry):
     chex.assert_trees_all_close(jax.device_get(found), run.after[2], rtol=1e-4, atol=1e-5)
 
 
+def over_replicas(step, *, check_vma):
+    """Runs a step on copies of parameters and state, as `pmap` does, on four devices."""
+    mesh = jax.make_mesh((4,), ("replica",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    sharded = jax.shard_map(
+        lambda params, state, weights: step(params, state, jax.tree.map(lambda x: x[0], weights)),
+        mesh=mesh,
+        in_specs=(P(), P(), P("replica")),
+        out_specs=P(),
+        check_vma=check_vma,
+    )
+
+    def run(params, state, weights):
+        first = jax.tree.map(lambda x: x[0], (params, state))
+        return jax.tree.map(lambda x: jnp.stack([x] * 4), sharded(*first, weights))
+
+    return jax.jit(run)
+
+
+REPLICATING = {
+    "pmap": lambda step: jax.pmap(step, axis_name="replica"),
+    "vmap": lambda step: jax.jit(jax.vmap(step, axis_name="replica")),
+    "shard_map": functools.partial(over_replicas, check_vma=False),
+    "shard_map check_vma": functools.partial(over_replicas, check_vma=True),
+}
+
+
+@pytest.mark.parametrize("entry", [entry for entry in registry.ENTRIES if entry.needs], ids=str)
+@pytest.mark.parametrize("replicating", REPLICATING.values(), ids=REPLICATING.keys())
+def test_mean_over_replicas_equals_one_device(entry, replicating):
+    """The loop takes gradient and value of the wrapped loss, and no mean of its own."""
+    optimizer = entry.optimizer()
+    run = plain_run(entry)
+    weights = weights_with_mean_square_one(
+        jax.eval_shape(run.problem.outputs_fn, run.problem.params), 8
+    )
+    weights = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), weights)
+    mean = functools.partial(optax_igr.mean_over, "replica")
+
+    def step(params, state, weights):
+        local = per_sample_problem(run.problem, weights)
+        arguments = local.extra_arguments(entry.needs)
+        pair = [arguments.pop(name) for name in registry.OUTPUTS if name in arguments]
+        arguments = {name: mean(fn) for name, fn in arguments.items()}
+        if pair:
+            arguments |= dict(zip(registry.OUTPUTS, mean(*pair), strict=True))
+        value, grad = jax.value_and_grad(mean(local.value_fn))(params)
+        updates, state = optimizer.update(grad, state, params, value=value, grad=grad, **arguments)
+        return optax.apply_updates(params, updates), state
+
+    found = jax.tree.map(lambda x: jnp.stack([x] * 4), run.after[0])
+    stepped = replicating(step)
+    for _ in range(2):
+        found = stepped(*found, weights)
+    expected = jax.tree.map(lambda x: jnp.stack([x] * 4), run.after[2])
+    chex.assert_trees_all_close(jax.device_get(found), expected, rtol=1e-4, atol=1e-5)
+
+
 def assert_sharded_alike(leaf, param):
     assert leaf.shape != param.shape or jax.typeof(leaf).sharding == jax.typeof(param).sharding
 
