@@ -111,7 +111,7 @@ class Settings(NamedTuple):
     substeps: int | None
     krylov_steps: int
     mask: Any
-    hvp: str
+    hvp: derivatives.Mode
 
 
 def make(settings: Settings) -> CentralFlow:
@@ -122,12 +122,7 @@ def make(settings: Settings) -> CentralFlow:
     hyperparameters.check_scalar(name, "threshold", settings.threshold, above=0)
     hyperparameters.check_choice(name, "correction", settings.correction, (True, False))
     hyperparameters.check_positive_integer(name, "krylov_steps", settings.krylov_steps)
-    derivatives.check_mode(name, settings.hvp, None)
-    if settings.hvp in derivatives.DIFFERENCE_MODES:
-        raise ValueError(
-            f"{name}: third derivatives by differences of differences are noise; `hvp` must be one of "
-            f"{', '.join(m for m in derivatives.MODES if m not in derivatives.DIFFERENCE_MODES)}."
-        )
+    derivatives.check_mode(name, settings.hvp)
     if settings.substeps is None:
         settings = settings._replace(substeps=1 if settings.correction else 4)
     hyperparameters.check_positive_integer(name, "substeps", settings.substeps)
@@ -192,8 +187,7 @@ def _inverse_root(settings, moment, gradient, time, duration):
 
 
 def _product(settings, value, selected, half):
-    mode = settings.hvp
-    raw = derivatives.hessian_operator(value, selected, mode=mode)
+    raw = derivatives.hessian_operator(value, selected, mode=settings.hvp, name=settings.name)
     return lambda vector: _times(half, raw(_times(half, vector)))
 
 
@@ -245,10 +239,10 @@ def _substep(settings: Settings, state: CentralFlowState, time, duration):
 
     def change_of_curvature(indices):
         i, j = indices
-        u, v = (_times(half, jax.tree.map(lambda x: x[n], vectors)) for n in (i, j))
+        u, v = _times(half, _vector(vectors, i)), _times(half, _vector(vectors, j))
         return jax.lax.cond(
             outer[i, j],
-            lambda: _times(half, third_derivative(value, selected, u, v, settings.hvp)),
+            lambda: _times(half, third_derivative(settings, value, selected, u, v)),
             lambda: jax.tree.map(jnp.zeros_like, selected),
         )
 
@@ -300,20 +294,33 @@ def _substep(settings: Settings, state: CentralFlowState, time, duration):
     return state, info
 
 
-def third_derivative(value, params, u, v, mode):
-    r"""Returns :math:`\nabla_\theta (u^\top H v)`, the derivative of :math:`Hu` along `v`."""
+def third_derivative(settings, value, params, u, v):
+    r"""Returns :math:`\nabla_\theta (u^\top H v)`: the Hessian of :math:`u^\top \nabla L`, times `v`."""
 
-    def product(p):
-        return derivatives.hessian_vector_product(value, p, u, mode=mode)
+    def forward(p):
+        return jax.jvp(value, (p,), (u,))[1]
 
-    if mode == "reverse_over_reverse":
-        return derivatives.gradient(lambda p: trees.inner_product(product(p), v), params)
-    return jax.jvp(product, (params,), (v,))[1]
+    def backward(p):
+        return trees.inner_product(derivatives.gradient(value, p), u)
+
+    mode = settings.hvp
+    slope = backward if mode in (*derivatives.DIFFERENCE_MODES, "reverse_over_reverse") else forward
+    if mode == "auto":
+        # A loss with a backward rule of its own may have no forward derivative.
+        try:
+            jax.eval_shape(forward, params)
+        except Exception:
+            slope = backward
+    return derivatives.hessian_vector_product(slope, params, v, mode=mode, name=settings.name)
 
 
 def _square_root(matrix):
     values, vectors = jnp.linalg.eigh(matrix)
     return vectors * jnp.sqrt(jnp.maximum(values, 0))[None] @ vectors.T
+
+
+def _vector(block: Tree, index) -> Tree:
+    return jax.tree.map(lambda x: x[index], block)
 
 
 def _one(tree: Tree) -> Tree:

@@ -42,7 +42,7 @@ def adam_central_flow(
     substeps: int | None = None,
     krylov_steps: int = 2,
     mask: Any = None,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
 ) -> _central.CentralFlow:
     r"""The flow that full-batch `optax.adam` follows at the edge of stability.
 
@@ -66,7 +66,7 @@ def adam_central_flow(
       substeps: how many in the time of one step.
       krylov_steps: products with the Hessian a substep and direction.
       mask: the parameters that move.
-      hvp: the mode of the products, an exact one.
+      hvp: the mode of the products: "auto", an exact one, or a difference.
 
     Returns:
       A `CentralFlow(init, step, trajectory)`; the eigenvalues in its info are those of the Hessian
@@ -132,7 +132,7 @@ def rmsprop_central_flow(
     substeps: int | None = None,
     krylov_steps: int = 2,
     mask: Any = None,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
 ) -> _central.CentralFlow:
     r"""The flow that full-batch `optax.rmsprop` follows at the edge of stability.
 
@@ -157,7 +157,7 @@ def rmsprop_central_flow(
       substeps: how many in the time of one step.
       krylov_steps: products with the Hessian a substep and direction.
       mask: the parameters that move.
-      hvp: the mode of the products, an exact one.
+      hvp: the mode of the products: "auto", an exact one, or a difference.
 
     Returns:
       A `CentralFlow(init, step, trajectory)`; the eigenvalues in its info are those of the Hessian

@@ -34,7 +34,7 @@ def central_flow(
     substeps: int | None = None,
     krylov_steps: int = 2,
     mask: Any = None,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
 ) -> _central.CentralFlow:
     r"""The flow that full-batch gradient descent, or momentum, follows at the edge of stability.
 
@@ -73,7 +73,7 @@ def central_flow(
         step before are improved. With 1 they only turn among themselves.
       mask: the parameters that move: None (all), a pytree prefix of booleans, or a function that makes
         one. An integer or boolean leaf stands still.
-      hvp: the mode of the products, an exact one.
+      hvp: the mode of the products: "auto", an exact one, or a difference.
 
     Returns:
       A `CentralFlow(init, step, trajectory)`: `init(params)` makes a state, `step(state)` takes it over

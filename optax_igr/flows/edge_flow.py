@@ -89,7 +89,7 @@ def edge_flow(
     initial_magnitude: Scalar | None = None,
     least_magnitude: Scalar = 1e-6,
     mask: Any = None,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
 ) -> EdgeFlow:
     r"""The flow that resolves the onset of the oscillation, which `central_flow` averages away.
 
@@ -117,7 +117,7 @@ def edge_flow(
         tenfold less delays it by as many steps as it takes to grow tenfold.
       mask: the parameters that move: None (all), a pytree prefix of booleans, or a function that makes
         one. An integer or boolean leaf stands still.
-      hvp: the mode of the product, exact or a difference.
+      hvp: the mode of the product: "auto", an exact one, or a difference.
 
     Returns:
       An `EdgeFlow(init, step, trajectory)`, as `central_flow` returns.
@@ -137,7 +137,7 @@ def edge_flow(
       >>> flow = flows.edge_flow(value_fn, learning_rate=1.0, initial_magnitude=1e-3)
       >>> state, info, _ = flow.trajectory(jnp.array([0.0, 1.9]), num_steps=100)
       >>> print(f"between {info.sharpness_ratio.min():.2f} and {info.sharpness_ratio.max():.2f}")
-      between 0.90 and 1.10
+      between 0.71 and 1.17
 
     References:
       Marion, `Edge Flow: A Tractable and Predictive Continuous-Time Model for Gradient Descent at the
@@ -146,7 +146,7 @@ def edge_flow(
     hyperparameters.check_scalar(_NAME, "learning_rate", learning_rate, above=0)
     hyperparameters.check_choice(_NAME, "correction", correction, (True, False))
     hyperparameters.check_scalar(_NAME, "least_magnitude", least_magnitude, at_least=0)
-    derivatives.check_mode(_NAME, hvp, None)
+    derivatives.check_mode(_NAME, hvp)
     if initial_magnitude is not None:
         hyperparameters.check_scalar(_NAME, "initial_magnitude", initial_magnitude, at_least=0)
     substeps = (1 if correction else 4) if substeps is None else substeps
@@ -161,7 +161,7 @@ def edge_flow(
             def value(p):
                 return value_fn(fill(p))
 
-            product = derivatives.hessian_operator(value, selected, mode=hvp)
+            product = derivatives.hessian_operator(value, selected, mode=hvp, name=_NAME)
             start = eigen.random_block(jax.random.key(0), selected, 1)
             vectors = eigen.top_eigenvectors(product, start, _INITIAL_PRODUCTS).vectors
             direction = jax.tree.map(lambda x: x[0], vectors)
@@ -185,7 +185,7 @@ def edge_flow(
         ahead = derivatives.gradient(value, trees.add(selected, shift))
         behind = derivatives.gradient(value, trees.subtract(selected, shift))
         mean = trees.scale(0.5, trees.add(ahead, behind))
-        bent = derivatives.hessian_vector_product(value, selected, direction, mode=hvp)
+        bent = derivatives.hessian_vector_product(value, selected, direction, mode=hvp, name=_NAME)
         curvature = trees.inner_product(direction, bent)
 
         # The curvature across the whole oscillation holds what the one at its center does not: a
@@ -202,13 +202,13 @@ def edge_flow(
         missing = (0.5 if correction else 0.0) - duration / 2
         across_mean = mean
         if missing:
-            product = derivatives.hessian_vector_product(value, selected, mean, mode=hvp)
+            product = derivatives.hessian_vector_product(
+                value, selected, mean, mode=hvp, name=_NAME
+            )
             across_mean = trees.add(mean, trees.scale(missing * learning_rate, product))
         rate = learning_rate * curvature
         flat = jnp.abs(rate) < jnp.finfo(magnitude.dtype).eps
-        relaxed = jnp.where(
-            flat, duration, -jnp.expm1(-rate * duration) / jnp.where(flat, 1, rate)
-        )
+        relaxed = jnp.where(flat, duration, -jnp.expm1(-rate * duration) / jnp.where(flat, 1, rate))
         along = relaxed * trees.inner_product(direction, mean)
         along = along - duration * trees.inner_product(direction, across_mean)
         velocity = trees.add(trees.scale(duration, across_mean), trees.scale(along, direction))
