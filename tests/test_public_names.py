@@ -39,7 +39,7 @@ ROOMS = {
         implicit_regularization monitor_drift sharpness lipschitz_bounds spectral_norm
         parameter_robustness input_robustness""",
 }
-HELPERS = "fill_masked mean_over microbatched matrix_operator conv_operator"
+HELPERS = "accumulated fill_masked mean_over microbatched matrix_operator conv_operator"
 SUBMODULES = ("optax_igr.flows", "optax_igr.diagnostics", "optax_igr.operators")
 
 
