@@ -30,7 +30,7 @@ ROOMS = {
         scale_by_gain adapt_scale egdd scale_by_cauchy_step limit_by_curvature scale_by_path
         layerwise_decay factor_table""",
     "optax_igr.curvature": """
-        scale_by_newton_cg newton_cg scale_by_stochastic_lbfgs sqn svrg slbfgs
+        scale_by_newton_cg newton_cg scale_by_sqn sqn svrg slbfgs
         scale_by_multibatch_lbfgs multibatch_lbfgs overlapping_batches""",
     "optax_igr.flows": """
         gradient_flow modified_flow flow_from_step optimizer_flow adam_flow minibatch_flow
