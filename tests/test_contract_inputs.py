@@ -203,3 +203,28 @@ def test_an_eager_step_compiles_nothing_that_the_one_before_did_not(entry):
         assert len(compiled) == before, f"the last step compiled {len(compiled) - before} programs"
     finally:
         jax.monitoring.clear_event_listeners()
+
+
+@every_transform
+def test_a_value_function_with_auxiliary_data_is_named(entry):
+    """There is no `has_aux`, and JAX's own error would name nothing that the user wrote."""
+    scalars = [name for name in entry.needs if name.endswith("value_fn")]
+    if not scalars:
+        pytest.skip("it evaluates no loss")
+    transform = entry.alone()
+    params = params_of(entry, SHAPES_WITHOUT_SCALAR)
+    problem = problems.coupled(params)
+    grads, state = problem.gradient(params), transform.init(params)
+    arguments = problem.extra_arguments(entry.needs)
+    found = []
+    for name in scalars:
+        given = arguments | {name: lambda *args, fn=arguments[name]: (fn(*args), "aux")}
+        try:
+            jax.eval_shape(
+                lambda given=given: transform.update(grads, state, params, grad=grads, **given)[0]
+            )
+        except ValueError as error:
+            assert f"{entry.name}: `{name}`" in str(error)
+            assert "has_aux" in str(error)
+            found.append(name)
+    assert found == scalars
