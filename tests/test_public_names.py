@@ -13,7 +13,6 @@ import optax
 import pytest
 
 import optax_igr
-
 from tests import registry
 
 ROOMS = {
