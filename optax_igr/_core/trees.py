@@ -156,10 +156,12 @@ def squared_norm(x: Tree) -> jax.Array:
 
 def unit(x: Tree) -> tuple[Tree, jax.Array]:
     r"""Returns :math:`x / \|x\|` in float32 or wider, and :math:`\|x\|`; zero for a zero tree."""
-    norm = jnp.sqrt(squared_norm(x))
-    # Dividing by one where the norm is zero keeps a zero gradient a zero, where 0/0 is NaN.
-    safe = jnp.where(norm > 0, norm, 1)
-    return scale(1 / safe, widen(x)), norm
+    squared = squared_norm(x)
+    # One in the place of zero keeps a zero gradient a zero, where 0/0 is NaN. It comes before the root, whose
+    # derivative at zero is infinite: 0 times that would be NaN too.
+    is_zero = squared == 0
+    root = jnp.sqrt(jnp.where(is_zero, 1, squared))
+    return scale(1 / root, widen(x)), jnp.where(is_zero, 0, root)
 
 
 def scale(factor: ArrayLike, tree: Tree) -> Tree:
@@ -233,10 +235,14 @@ def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable
         ) from error
 
     def fill(replacement: Tree) -> Tree:
+        pairs = zip(jax.tree.leaves(replacement), jax.tree.leaves(selected), strict=True)
+        # A difference takes narrow parameters in float32: the ones held constant follow, so that the loss sees
+        # one dtype.
+        is_widened = any(new.dtype != old.dtype for new, old in pairs)
         return jax.tree.map(
             lambda new, old: old if new is None else new,
             replacement,
-            tree,
+            widen(tree) if is_widened else tree,
             is_leaf=lambda x: x is None,
         )
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, hyperparameters, trees
+from optax_igr._core import control_flow, derivatives, hyperparameters, trees
 from optax_igr._core.transform import transform
 
 
@@ -107,7 +107,7 @@ def svrg_estimate(name: str, anchor_interval: int | None) -> optax.GradientTrans
         anchor, gradient = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         return SVRGState(jnp.zeros([], jnp.int32), anchor, gradient, jnp.zeros([], bool))
 
-    def update(updates, state, params, *, value_fn, full_value_fn=None, **unused):
+    def update(updates, state, params, *, value_fn: Any, full_value_fn: Any = None, **unused):
         del unused
 
         def moved():
@@ -123,7 +123,7 @@ def svrg_estimate(name: str, anchor_interval: int | None) -> optax.GradientTrans
         anchored = (state.anchor, state.anchor_gradient, state.has_anchor)
         if anchor_interval is not None:
             is_due = state.count % anchor_interval == 0
-            anchored = jax.lax.cond(is_due, moved, lambda: anchored)
+            anchored = control_flow.cond(is_due, moved, lambda: anchored)
         elif full_value_fn is not None:
             anchored = moved()
         anchor, anchor_gradient, has_anchor = anchored

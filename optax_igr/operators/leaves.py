@@ -37,12 +37,16 @@ def resolve(transform: str, tree: Any, operator: Any = None, mask: Any = None) -
     Raises:
       ValueError: that names the leaf for which there is no operator.
     """
-    selected, _ = trees.select(transform, tree, mask)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(selected)
+    selected, _ = trees.select(transform, trees.as_arrays(tree), mask)
+    structure = jax.tree.structure(selected)
+    # NNX hands boxed variables to `init` and their values to `update`. Both must lead to the same operators.
+    leaves = trees.leaves_with_path(selected)
     if not leaves:
         return selected
     choices = (
-        [operator] * len(leaves) if operator is None else _broadcast(transform, operator, selected)
+        [operator] * len(leaves)
+        if operator is None
+        else _broadcast(transform, operator, trees.unboxed(selected))
     )
     return structure.unflatten(
         _resolve_leaf(transform, path, leaf, choice, is_default=operator is None)
