@@ -157,7 +157,7 @@ def newton_cg(
       >>> optimizer = optax_igr.newton_cg(1.0)
       >>> params = jnp.zeros(2)
       >>> state = optimizer.init(params)
-      >>> for _ in range(5):
+      >>> for _ in range(15):
       ...     updates, state = optimizer.update(
       ...         jax.grad(value_fn)(params), state, params, value_fn=value_fn)
       ...     params = optax.apply_updates(params, updates)
