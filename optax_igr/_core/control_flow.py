@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.core
+import jax.numpy as jnp
 
 Result = TypeVar("Result")
 
@@ -34,3 +35,19 @@ def while_loop(
     while condition(carry):
         carry = body(carry)
     return carry
+
+
+def scan(
+    body: Callable[[Any, Any], tuple[Result, Any]], start: Result, xs: Any, *, reverse: bool = False
+) -> tuple[Result, Any]:
+    """Carries a state along the leading axis of `xs`: `jax.lax.scan` where one is traced, else Python's own loop."""
+    leaves = jax.tree.leaves(xs)
+    if any(isinstance(x, jax.core.Tracer) for x in (*leaves, *jax.tree.leaves(start))):
+        return jax.lax.scan(body, start, xs, reverse=reverse)
+    carry, results = start, []
+    indices = range(len(leaves[0]))
+    for index in reversed(indices) if reverse else indices:
+        carry, result = body(carry, jax.tree.map(lambda x, i=index: x[i], xs))
+        results.append(result)
+    results = results[::-1] if reverse else results
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *results)

@@ -256,6 +256,17 @@ def part_of(tree: Tree, selected: Tree) -> Tree:
     )
 
 
+def narrowed_like(tree: Tree, reference: Tree) -> Tree:
+    """Gives every leaf that is wider than its counterpart the dtype of that, for :func:`check_like`."""
+
+    def dtype(x, r):
+        return r.dtype if widest(x.dtype, r.dtype) == x.dtype else x.dtype
+
+    if jax.tree.structure(tree) != jax.tree.structure(reference):
+        return tree
+    return jax.tree.map(lambda x, r: jax.ShapeDtypeStruct(x.shape, dtype(x, r)), tree, reference)
+
+
 def check_like(transform: str, params: Any, **trees: Any) -> None:
     """Raises a `ValueError` that names the leaf where a tree differs from the parameters.
 

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from optax_igr._core import trees
+from optax_igr._core import control_flow, trees
 
 Form = Literal["two_loop", "gram"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -225,10 +225,10 @@ def _two_loop(memory, vector):
         vector = _add_scaled(vector, alpha - beta, step)
         return (vector, slot_after(memory, slot)), None
 
-    vector, alphas = jax.lax.scan(to_older, vector, (order, inverse_curvatures))
+    vector, alphas = control_flow.scan(to_older, vector, (order, inverse_curvatures))
     vector = trees.scale(initial_scale(memory), vector)
     pairs = (inverse_curvatures, alphas)
-    return jax.lax.scan(to_newer, (vector, order[-1]), pairs, reverse=True)[0]
+    return control_flow.scan(to_newer, (vector, order[-1]), pairs, reverse=True)[0]
 
 
 def _gram(memory, vector):
@@ -258,7 +258,7 @@ def _gram(memory, vector):
         return (vector, slot_after(memory, slot)), None
 
     start = (trees.scale(gamma, vector), order[-1])
-    return jax.lax.scan(to_newer, start, (deltas, -gamma * alphas), reverse=True)[0]
+    return control_flow.scan(to_newer, start, (deltas, -gamma * alphas), reverse=True)[0]
 
 
 def _add_scaled(vector, factor, history):
