@@ -108,7 +108,7 @@ def svrg_estimate(name: str, anchor_interval: int | None) -> optax.GradientTrans
         anchor, gradient = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         return SVRGState(jnp.zeros([], jnp.int32), anchor, gradient, jnp.zeros([], bool))
 
-    def update(updates, state, params, *, value_fn, full_value_fn=None, **unused):
+    def update(updates, state, params, *, value_fn: Any, full_value_fn: Any = None, **unused):
         del unused
 
         def moved():
