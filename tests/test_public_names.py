@@ -21,7 +21,8 @@ ROOMS = {
         extrapolation_eval_params add_igr cancel_igr hold_igr modified_loss igr_coefficient
         add_schatten_decay add_spectral_decay""",
     "optax_igr.operators": """
-        matrix_operator conv_operator spectral_norm spectral_norm_bound schatten_norm
+        matrix_operator conv_operator conv_transpose_operator stacked_operator spectral_norm
+        spectral_norm_bound schatten_norm
         frobenius_norm""",
     "optax_igr.geometry": """
         exponentiate exponentiate_simplex exponentiate_hypentropy exponentiate_signed
