@@ -1,10 +1,12 @@
-"""Computes a repeated expression once.
+"""Common subexpression elimination: computes a repeated expression of a trace once.
 
 Nested `jax.jvp` writes the same derivative down once for every nesting that meets it. XLA merges
-the copies only where no earlier pass has rewritten one of them: after `jax.nn.log_softmax` it
-moves a reshape past some copies and not past others, and a modified flow of order 4 costs 33
-gradients where 24 are enough. Merged before XLA sees them, the copies cost nothing, and there is
-less to compile.
+the copies only where no earlier pass has rewritten one of them. After `jax.nn.log_softmax` it moves
+a reshape past some copies and not past others. Merged before XLA sees them, they cost nothing.
+
+On a multi-layer perceptron with that loss a modified flow of order 2, 3 and 4 costs 5.4, 10.5 and
+24 gradients, and 6.9, 13.9 and 33 without this module. That quarter is why it is kept. It uses
+`jax.extend.core`, which JAX offers for such programs, and no private module.
 """
 
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import jax
 from jax.extend import core
 
 
-def shared(fn: Callable[..., Any]) -> Callable[..., Any]:
+def eliminate_common_subexpressions(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a pure function so that each distinct expression in its trace is computed once."""
 
     def wrapped(*args):
@@ -37,11 +39,13 @@ def _evaluate(closed: Any, args: list[Any], known: dict[Any, Any]) -> list[Any]:
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
         if equation.primitive is core.primitives.jit_p:
+            # An expression inside `jax.jit` may repeat one outside: look into it.
             outputs = _evaluate(equation.params["jaxpr"], inputs, known)
         else:
             key = _key(equation, inputs)
             if key not in known:
-                # The inputs are kept beside the outputs: their identities are part of the key.
+                # The key holds identities of inputs. Python reuses the identity of an object that is
+                # gone, so the inputs are kept beside the outputs.
                 known[key] = inputs, _bind(equation, inputs)
             outputs = known[key][1]
         values |= zip(equation.outvars, outputs, strict=True)
@@ -57,6 +61,7 @@ def _bind(equation: Any, inputs: list[Any]) -> list[Any]:
 
 def _key(equation: Any, inputs: list[Any]) -> Any:
     operands = tuple(
+        # `repr` tells 1 from 1.0 and 0.0 from -0.0, which compare as equal.
         (repr(atom.val), atom.aval) if isinstance(atom, core.Literal) else id(value)
         for atom, value in zip(equation.invars, inputs, strict=True)
     )

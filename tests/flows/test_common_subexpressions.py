@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_igr.flows import _share
+from optax_igr.flows import _common_subexpressions
 
 
 def count(fn, name, *args):
@@ -44,7 +44,7 @@ FUNCTIONS = [repeated, scanned, branched, with_custom_rules, literals]
 @pytest.mark.parametrize("fn", FUNCTIONS)
 def test_values_and_derivatives_stay(fn):
     x = jnp.array(0.7)
-    shared = _share.shared(fn)
+    shared = _common_subexpressions.eliminate_common_subexpressions(fn)
     for transform in (lambda f: f, jax.jit, lambda f: jax.vmap(f, axis_size=1, in_axes=None)):
         np.testing.assert_array_equal(transform(shared)(x), transform(fn)(x))
     np.testing.assert_allclose(jax.jvp(shared, (x,), (1.0,)), jax.jvp(fn, (x,), (1.0,)))
@@ -52,7 +52,7 @@ def test_values_and_derivatives_stay(fn):
 
 def test_an_expression_is_computed_once_also_inside_jit():
     assert count(repeated, "sin", 1.0) > 1
-    assert count(_share.shared(repeated), "sin", 1.0) == 1
+    assert count(_common_subexpressions.eliminate_common_subexpressions(repeated), "sin", 1.0) == 1
 
 
 def test_effects_are_not_merged(capfd):
@@ -61,7 +61,9 @@ def test_effects_are_not_merged(capfd):
         jax.debug.print("seen {}", x)
         return x
 
-    jax.block_until_ready(jax.jit(_share.shared(printing))(1.0))
+    jax.block_until_ready(
+        jax.jit(_common_subexpressions.eliminate_common_subexpressions(printing))(1.0)
+    )
     jax.effects_barrier()
     assert capfd.readouterr().out.count("seen") == 2
 
@@ -70,5 +72,7 @@ def test_trees_in_and_out():
     def swapped(tree, x):
         return {"b": tree["a"] + x, "c": (None, tree["a"])}
 
-    result = _share.shared(swapped)({"a": jnp.arange(2)}, 1)
+    result = _common_subexpressions.eliminate_common_subexpressions(swapped)(
+        {"a": jnp.arange(2)}, 1
+    )
     assert jax.tree.map(list, result) == {"b": [1, 2], "c": (None, [0, 1])}
