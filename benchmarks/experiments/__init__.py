@@ -14,7 +14,6 @@ and name it in `EXPERIMENTS` below. The command, its options, the progress bar, 
 table, the PNGs and the report come with it. There is no training loop to write.
 """
 
-from benchmarks.experiment import Experiment
 from benchmarks.experiments import (
     curvature,
     geometry,
@@ -25,6 +24,7 @@ from benchmarks.experiments import (
     penalties,
     robustness,
 )
+from benchmarks.experiments.experiment import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment

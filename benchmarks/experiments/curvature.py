@@ -4,13 +4,13 @@ import dataclasses
 import math
 import statistics
 
-from benchmarks import figures
-from benchmarks.experiment import Column, Entry, Experiment, Figure
+from benchmarks.engine.records import Record, groups
 from benchmarks.experiments import curvature_costs as costs
 from benchmarks.experiments.curvature_techniques import CONVEX, NETWORK
-from benchmarks.experiments.metering import with_meters
+from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import autoencoder, convex
-from benchmarks.records import Record, groups
+from benchmarks.report import figures
+from benchmarks.techniques.pass_counting import with_meters
 
 CONVEX_PROBLEMS = ("hinge", "logistic", "a9a")
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import altair as alt
 
-from benchmarks import records
-from benchmarks.experiment import Figure, Measurement
-from benchmarks.experiments import curvature_programs as programs_
-from benchmarks.experiments.curvature_programs import ACTIVATIONS, CYCLE
-from benchmarks.records import Record
+from benchmarks.costs import curvature_programs as programs_
+from benchmarks.costs.curvature_programs import ACTIVATIONS, CYCLE
+from benchmarks.engine import records
+from benchmarks.engine.records import Record
+from benchmarks.experiments.experiment import Figure, Measurement
 
 ROUNDS = 9
 PRODUCTS = {name: f"Hessian-vector product, {name}" for name in ACTIVATIONS}

@@ -12,10 +12,10 @@ import optax
 import optimistix
 
 import optax_igr
-from benchmarks.experiments.metering import Metered, Spent, metered, on_full_batch_every
 from benchmarks.problems import autoencoder, convex
-from benchmarks.stepwise import stepwise
-from benchmarks.technique import BASIC, Technique
+from benchmarks.techniques.optimistix_transform import stepwise
+from benchmarks.techniques.pass_counting import Metered, Spent, metered, on_full_batch_every
+from benchmarks.techniques.technique import BASIC, Technique
 
 PAIR_INTERVAL = 10
 PRODUCT, GAUSS_NEWTON_PRODUCT, LOSS = 2.0, 4 / 3, 1 / 3

@@ -8,9 +8,9 @@ import altair as alt
 import contourpy
 import numpy as np
 
-from benchmarks.experiment import Figure
-from benchmarks.figures import COLOURS, DASHES, HEIGHT, WIDTH
-from benchmarks.records import Record
+from benchmarks.engine.records import Record
+from benchmarks.experiments.experiment import Figure
+from benchmarks.report.figures import COLOURS, DASHES, HEIGHT, WIDTH
 
 LEVELS = (0.02, 0.2, 1.0, 4.0, 12.0, 30.0)
 OVERVIEW = ((0.0, 3.2), (0.0, 3.8))

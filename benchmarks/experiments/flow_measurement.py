@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.records import Key
+from benchmarks.engine.records import Key
 
 
 @dataclasses.dataclass(frozen=True)

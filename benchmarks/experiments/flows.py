@@ -10,12 +10,12 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import records
-from benchmarks.experiment import Column, Experiment
+from benchmarks.engine import records
+from benchmarks.engine.records import Record
 from benchmarks.experiments import flow_charts, flow_errors, flow_paths
+from benchmarks.experiments.experiment import Column, Experiment
 from benchmarks.experiments.flow_errors import DIGITS_RATE, DIGITS_STEPS
 from benchmarks.experiments.flow_measurement import Measurement
-from benchmarks.records import Record
 
 MEASUREMENTS: Sequence[Measurement] = [*flow_paths.measurements(), *flow_errors.measurements()]
 

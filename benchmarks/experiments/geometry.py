@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import optax
 
 import optax_igr
-from benchmarks import figures
-from benchmarks.experiment import Column, Entry, Experiment, Figure
+from benchmarks.engine.records import Record, groups
+from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import PROBLEMS
 from benchmarks.problems.online import counted, on_params, sparse_regression
 from benchmarks.problems.problem import Problem
-from benchmarks.records import Record, groups
-from benchmarks.technique import Technique
-from benchmarks.techniques import TECHNIQUES
+from benchmarks.report import figures
+from benchmarks.techniques.own import TECHNIQUES
+from benchmarks.techniques.technique import Technique
 
 NUM_INPUTS = (30, 100, 300, 1000)
 FILES = ("a9a", "w8a")

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 
 import optax_igr
-from benchmarks import figures
-from benchmarks.experiment import Column, Entry, Experiment, Figure
+from benchmarks.engine.records import Record, groups
+from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems.online import counted, hedge
-from benchmarks.records import Record, groups
-from benchmarks.technique import Technique
+from benchmarks.report import figures
+from benchmarks.techniques.technique import Technique
 
 GAMES = ((2, 1000), (10, 1000), (1000, 5000))
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)

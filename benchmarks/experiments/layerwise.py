@@ -6,13 +6,13 @@ from typing import Any
 import optax
 
 import optax_igr
-from benchmarks import figures
-from benchmarks import statistics as stats
-from benchmarks.experiment import Column, Entry, Experiment, Figure
+from benchmarks.engine.records import Record, groups
+from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import digits
-from benchmarks.records import Record, groups
-from benchmarks.report import mean_column
-from benchmarks.technique import ADAM_RATES, SGD_RATES, Technique
+from benchmarks.report import figures
+from benchmarks.report import run_statistics as stats
+from benchmarks.report.page import mean_column
+from benchmarks.techniques.technique import ADAM_RATES, SGD_RATES, Technique
 
 # The layers of the fully connected problems; the front of three learns at 0.4² = 0.16 of the rate, or at 6.25 of it.
 NUM_LAYERS = 3

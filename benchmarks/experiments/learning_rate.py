@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import altair as alt
 
-from benchmarks import figures
-from benchmarks.experiment import Column, Experiment, Figure
+from benchmarks.engine.records import Record, groups
+from benchmarks.experiments.experiment import Column, Experiment, Figure
 from benchmarks.experiments.learning_rate_entries import (
     ENTRIES,
     HEAVY_BALL,
@@ -22,7 +22,7 @@ from benchmarks.experiments.learning_rate_entries import (
     SHIFTED,
     problems,
 )
-from benchmarks.records import Record, groups
+from benchmarks.report import figures
 
 TOLERANCE = 1.1
 ACCURACY_MARGIN = 0.01

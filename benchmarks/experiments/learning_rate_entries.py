@@ -9,11 +9,11 @@ import optax
 from flax import nnx
 
 import optax_igr
-from benchmarks.experiment import Entry
+from benchmarks.experiments.experiment import Entry
 from benchmarks.problems import digits, logistic, mnist, shakespeare
 from benchmarks.problems.problem import Problem
-from benchmarks.technique import ADAM_RATES, BASIC, Technique, decayed
-from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.own import TECHNIQUES
+from benchmarks.techniques.technique import ADAM_RATES, BASIC, Technique, decayed
 
 RATES = tuple(10.0**k for k in range(-6, 3))
 

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import altair as alt
 import numpy as np
 
-from benchmarks import figures
-from benchmarks import statistics as stats
-from benchmarks.experiment import Column, Entry, Experiment, Figure
-from benchmarks.peers import PEERS
+from benchmarks.engine.records import Record, groups
+from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import PROBLEMS
 from benchmarks.problems.problem import Target
-from benchmarks.records import Record, groups
-from benchmarks.techniques import TECHNIQUES
+from benchmarks.report import figures
+from benchmarks.report import run_statistics as stats
+from benchmarks.techniques.own import TECHNIQUES
+from benchmarks.techniques.peers import PEERS
 
 # Those that need no file, and those that are added with `--data-dir`; `--problems` names others.
 DEFAULT_PROBLEMS = ("quadratic", "rosenbrock", "digits")

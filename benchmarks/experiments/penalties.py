@@ -7,14 +7,14 @@ explicit penalties here have the coefficient that the small rate lacks of the la
 import math
 import statistics
 
-from benchmarks import figures
-from benchmarks import statistics as stats
-from benchmarks.experiment import Column, Entry, Experiment, Figure
+from benchmarks.engine.records import Record, groups
+from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import PROBLEMS
 from benchmarks.problems.classification import NOISE_SCALES
-from benchmarks.records import Record, groups
-from benchmarks.report import mean_column
-from benchmarks.techniques import COEFFICIENT, LARGE_RATE, SMALL_RATE, TECHNIQUES
+from benchmarks.report import figures
+from benchmarks.report import run_statistics as stats
+from benchmarks.report.page import mean_column
+from benchmarks.techniques.own import COEFFICIENT, LARGE_RATE, SMALL_RATE, TECHNIQUES
 
 ADAM_RATE = 1e-3
 

@@ -8,9 +8,9 @@ import statistics
 import jax
 import jax.numpy as jnp
 
-from benchmarks import statistics as stats
-from benchmarks.experiment import Column, Entry, Experiment
+from benchmarks.engine.records import Record
 from benchmarks.experiments import robustness_charts
+from benchmarks.experiments.experiment import Column, Entry, Experiment
 from benchmarks.experiments.robustness_techniques import (
     QUOTED_RADIUS,
     QUOTED_SCALE,
@@ -24,7 +24,7 @@ from benchmarks.experiments.robustness_techniques import (
 )
 from benchmarks.problems import digits, mnist
 from benchmarks.problems.classification import mean_over
-from benchmarks.records import Record
+from benchmarks.report import run_statistics as stats
 from optax_igr import diagnostics
 
 # The Jacobian's search and the attack take so many test images; the noise, and the curve of the training loss, so many.

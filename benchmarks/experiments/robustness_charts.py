@@ -4,8 +4,8 @@ import statistics
 
 import altair as alt
 
-from benchmarks import figures
-from benchmarks.experiment import Figure
+from benchmarks.engine.records import Record
+from benchmarks.experiments.experiment import Figure
 from benchmarks.experiments.robustness_techniques import (
     QUOTED_RADIUS,
     QUOTED_SCALE,
@@ -16,7 +16,7 @@ from benchmarks.experiments.robustness_techniques import (
     validated,
 )
 from benchmarks.problems.classification import NOISE_SCALES
-from benchmarks.records import Record
+from benchmarks.report import figures
 
 # A figure follows a technique over the strengths that cost at most this much of validation accuracy.
 SHOWN = 0.02

@@ -10,9 +10,9 @@ import statistics
 import optax
 
 import optax_igr
+from benchmarks.engine.records import Record, groups
 from benchmarks.problems.classification import NOISE_SCALES
-from benchmarks.records import Record, groups
-from benchmarks.technique import Technique
+from benchmarks.techniques.technique import Technique
 
 RATE = 0.1
 TOLERATED = 0.005

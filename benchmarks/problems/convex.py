@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import data
+from benchmarks.problems import data
 from benchmarks.problems.logistic import parse
 from benchmarks.problems.problem import Problem
 

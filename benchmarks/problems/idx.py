@@ -10,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import data
+from benchmarks.problems import data
 
 PARTS = {"train": "train", "test": "t10k"}
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_svmlight_file
 
-from benchmarks import data
+from benchmarks.problems import data
 from benchmarks.problems.classification import gradient_norms
 from benchmarks.problems.problem import Problem, Target
 

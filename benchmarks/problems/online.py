@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from benchmarks.problems.problem import Measure, Problem
-from benchmarks.technique import Technique
+from benchmarks.techniques.technique import Technique
 
 _DATA_SEED = 0
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks import data
+from benchmarks.problems import data
 from benchmarks.problems.classification import mean_over
 from benchmarks.problems.problem import Problem, Target
 

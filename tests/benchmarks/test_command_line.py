@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import typer.testing
 
-from benchmarks import __main__ as command_line
-from benchmarks import records, tensorboard
-from benchmarks.techniques import TECHNIQUES
+from benchmarks.cli import app as command_line
+from benchmarks.engine import records
+from benchmarks.report import tensorboard
+from benchmarks.techniques.own import TECHNIQUES
 
 _BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -4,9 +4,10 @@ import math
 import pytest
 import typer.testing
 
-from benchmarks import __main__ as command_line
-from benchmarks import compare, records
+from benchmarks.cli import app as command_line
+from benchmarks.engine import records
 from benchmarks.experiments import optimizers
+from benchmarks.report import compare
 
 
 def _record(technique="sgd", rate=0.1, seed=0, losses=(4.0, 2.0, 1.0), problem="p"):

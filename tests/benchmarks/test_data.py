@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import typer.testing
 
-from benchmarks import __main__ as command_line
-from benchmarks import data
-from benchmarks.problems import PROBLEMS, analytic, idx, logistic, named
+from benchmarks.cli import app as command_line
+from benchmarks.problems import PROBLEMS, analytic, data, idx, logistic, named
 
 
 def test_a_missing_file_says_which_command_brings_it(tmp_path):

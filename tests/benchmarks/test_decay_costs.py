@@ -5,8 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import decay_costs, results
-from benchmarks.__main__ import app
+from benchmarks.cli.app import app
+from benchmarks.costs import decay_costs
+from benchmarks.experiments import results
 
 WIDTHS = (48, 64, 64, 64, 10)
 

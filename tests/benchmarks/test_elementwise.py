@@ -3,8 +3,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import elementwise
-from benchmarks.__main__ import app
+from benchmarks.cli.app import app
+from benchmarks.costs import elementwise
 
 # Passes over the parameters that the compiled step may take, copies and repeated reads included.
 PASSES = {

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import experiment, records
+from benchmarks.engine import records
+from benchmarks.experiments import experiment
 from benchmarks.problems.problem import Problem
-from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.own import TECHNIQUES
 
 
 @pytest.fixture

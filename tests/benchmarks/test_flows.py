@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import figures, records
+from benchmarks.engine import records
 from benchmarks.experiments import flow_charts, flow_paths, flows
+from benchmarks.report import figures
 
 PUBLISHED = {
     ("gradient descent", 1e-3): 4.55626,

@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import experiment, report
-from benchmarks.experiments import learning_rate, learning_rate_entries
+from benchmarks.engine.records import Record
+from benchmarks.experiments import experiment, learning_rate, learning_rate_entries
 from benchmarks.problems.problem import Problem
-from benchmarks.records import Record
-from benchmarks.technique import Technique
+from benchmarks.report import page as report
+from benchmarks.techniques.technique import Technique
 
 
 def record(technique, rate, loss, accuracy=0.9, problem="digits", seed=0, curve=None):

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import optax_igr
-from benchmarks.experiments import curvature_techniques, metering
+from benchmarks.experiments import curvature_techniques
+from benchmarks.techniques import pass_counting as metering
 
 SCALES = jnp.asarray([1.0, 3.0, 10.0])
 

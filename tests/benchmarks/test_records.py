@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks import records
+from benchmarks.engine import records
 
 
 def _record(seed=0, **changes):

@@ -2,10 +2,11 @@ import dataclasses
 
 import pytest
 
-from benchmarks import records, results
-from benchmarks.elementwise import ElementwiseCost
-from benchmarks.steps import StepCost
-from benchmarks.sweep_speed import SweepSpeed
+from benchmarks.costs.elementwise import ElementwiseCost
+from benchmarks.costs.step_costs import StepCost
+from benchmarks.costs.sweep_speed import SweepSpeed
+from benchmarks.engine import records
+from benchmarks.experiments import results
 
 ENVIRONMENT = {"machine": "Linux x86_64, 2 cores", "device": "cpu", "jax": "0.10.2", "commit": "1a"}
 

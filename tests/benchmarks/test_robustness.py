@@ -5,10 +5,11 @@ import itertools
 
 import pytest
 
-from benchmarks import experiment, figures, report
-from benchmarks.experiments import robustness
+from benchmarks.engine.records import Record
+from benchmarks.experiments import experiment, robustness
 from benchmarks.problems.classification import NOISE_SCALES
-from benchmarks.records import Record
+from benchmarks.report import figures
+from benchmarks.report import page as report
 
 STRENGTHS = {t.name: t.learning_rates for t in robustness.TECHNIQUES}
 

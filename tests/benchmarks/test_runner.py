@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import program, runner
-from benchmarks.gradient_counts import count_gradients
+from benchmarks.engine import program, runner
+from benchmarks.engine.gradient_counts import count_gradients
 from benchmarks.problems.problem import Problem
-from benchmarks.technique import Technique
-from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.own import TECHNIQUES
+from benchmarks.techniques.technique import Technique
 
 _INPUTS = np.random.default_rng(0).normal(size=(23, 3))
 _FORCED = "--xla_force_host_platform_device_count=5"

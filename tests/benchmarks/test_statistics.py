@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import statistics
+from benchmarks.report import run_statistics as statistics
 
 
 def test_the_bootstrap_interval_is_that_of_scipy():

@@ -6,7 +6,7 @@ import numpy as np
 import optimistix
 import pytest
 
-from benchmarks.stepwise import stepwise
+from benchmarks.techniques.optimistix_transform import stepwise
 
 SCALES = jnp.asarray([1.0, 3.0, 10.0])
 

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks import sweep_speed
+from benchmarks.costs import sweep_speed
 
 
 def test_the_program_and_the_loop_end_at_the_same_losses():

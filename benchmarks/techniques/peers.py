@@ -7,8 +7,8 @@ minimisers compare the losses of different steps, so they run where all steps se
 import optax
 import optimistix
 
-from benchmarks.stepwise import stepwise
-from benchmarks.technique import ADAM_RATES, BASIC, SGD_RATES, Technique, decayed
+from benchmarks.techniques.optimistix_transform import stepwise
+from benchmarks.techniques.technique import ADAM_RATES, BASIC, SGD_RATES, Technique, decayed
 
 # The rates of momentum are lower by its amplification 1 / (1 - 0.9) = 10.
 MOMENTUM_RATES = tuple(rate / 8 for rate in SGD_RATES)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_igr
-from benchmarks.compiling import compiled
+from benchmarks.costs.compiling import compiled
 
 WIDTHS = (784, 128, 128, 10)
 BATCH_SIZE = 512

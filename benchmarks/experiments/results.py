@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import costs, records, report
-from benchmarks.costs import COSTS
-from benchmarks.experiment import Experiment
-from benchmarks.experiments import EXPERIMENTS, flows
-from benchmarks.records import Record
+from benchmarks.engine import records
+from benchmarks.engine.records import Record
+from benchmarks.experiments import EXPERIMENTS, costs, flows
+from benchmarks.experiments.costs import COSTS
+from benchmarks.experiments.experiment import Experiment
+from benchmarks.report import page as report
 
 HEAD = """# Results
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import decay_costs, elementwise, records, steps, sweep_speed
+from benchmarks.costs import decay_costs, elementwise, sweep_speed
+from benchmarks.costs import step_costs as steps
+from benchmarks.engine import records
 
 
 class Costs(NamedTuple):

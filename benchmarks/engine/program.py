@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from benchmarks import sampling, training_step
-from benchmarks.carry_axes import carry_axes
+from benchmarks.engine import sampling, training_step
+from benchmarks.engine.carry_axes import carry_axes
+from benchmarks.engine.training_step import Given
 from benchmarks.problems.problem import Problem
-from benchmarks.technique import Technique
-from benchmarks.training_step import Given
+from benchmarks.techniques.technique import Technique
 
 _WHOLE, _RUNS = PartitionSpec(), PartitionSpec("runs")
 

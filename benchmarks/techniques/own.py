@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 import optax_igr
-from benchmarks.peers import PEERS
-from benchmarks.technique import (
+from benchmarks.techniques.peers import PEERS
+from benchmarks.techniques.technique import (
     ADAM_RATES,
     BASIC,
     NUM_MICROBATCHES,

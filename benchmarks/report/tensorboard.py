@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.records import Record
+from benchmarks.engine.records import Record
 
 
 def check() -> None:

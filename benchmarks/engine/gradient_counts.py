@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from benchmarks import training_step
+from benchmarks.engine import training_step
 from benchmarks.problems.problem import Problem
-from benchmarks.technique import Technique
+from benchmarks.techniques.technique import Technique
 
 _COUNTED_STEPS = 4
 

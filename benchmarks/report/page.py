@@ -11,9 +11,10 @@ import rich.box
 import rich.table
 import vl_convert
 
-from benchmarks import figures, records
-from benchmarks.experiment import Column, Experiment, Figure
-from benchmarks.records import Record
+from benchmarks.engine import records
+from benchmarks.engine.records import Record
+from benchmarks.experiments.experiment import Column, Experiment, Figure
+from benchmarks.report import figures
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

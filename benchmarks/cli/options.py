@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import compare, problems
-from benchmarks.experiment import Experiment
-from benchmarks.techniques import TECHNIQUES
+from benchmarks import problems
+from benchmarks.experiments.experiment import Experiment
+from benchmarks.report import compare
+from benchmarks.techniques.own import TECHNIQUES
 
 
 def _listed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:

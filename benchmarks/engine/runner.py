@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from benchmarks.engine.program import Program, Run, Trajectory
 from benchmarks.problems.problem import Problem
-from benchmarks.program import Program, Run, Trajectory
-from benchmarks.technique import Technique
+from benchmarks.techniques.technique import Technique
 
 MEMORY_LIMIT = 2 * 2**30
 

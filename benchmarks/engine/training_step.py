@@ -8,7 +8,7 @@ import jax
 import optax
 
 from benchmarks.problems.problem import Problem
-from benchmarks.technique import NUM_MICROBATCHES, Scalar, Technique
+from benchmarks.techniques.technique import NUM_MICROBATCHES, Scalar, Technique
 
 # Sets the draws of curvature batches apart from those of the epochs' orders.
 _CURVATURE_STREAM = 2**31 - 1

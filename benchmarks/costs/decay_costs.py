@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 
 import optax_igr
-from benchmarks.compiling import compiled, num_bytes
+from benchmarks.costs.compiling import compiled, num_bytes
 from benchmarks.problems.network import BATCH_SIZE, WIDTHS, network
 
 LEARNING_RATE = 0.01

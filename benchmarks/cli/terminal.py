@@ -10,7 +10,7 @@ import rich.console
 import rich.progress
 import typer
 
-from benchmarks import report
+from benchmarks.report import page as report
 
 console = rich.console.Console()
 

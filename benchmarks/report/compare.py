@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks import statistics as stats
+from benchmarks.engine.records import Record
 from benchmarks.experiments.optimizers import steps
-from benchmarks.records import Record
+from benchmarks.report import run_statistics as stats
 
 
 def _steps_to_target(record):

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import training_step
-from benchmarks.compiling import Compiled, compiled, num_bytes
-from benchmarks.gradient_counts import count_gradients
+from benchmarks.costs.compiling import Compiled, compiled, num_bytes
+from benchmarks.engine import training_step
+from benchmarks.engine.gradient_counts import count_gradients
 from benchmarks.problems.network import BATCH_SIZE, WIDTHS, network
-from benchmarks.technique import Technique
-from benchmarks.techniques import COEFFICIENT, TECHNIQUES
+from benchmarks.techniques.own import COEFFICIENT, TECHNIQUES
+from benchmarks.techniques.technique import Technique
 
 LEARNING_RATE = 0.01
 BASELINE = "sgd"

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import program, runner, sampling, training_step
+from benchmarks.engine import program, runner, sampling, training_step
 from benchmarks.problems import digits
 from benchmarks.problems.problem import Problem
-from benchmarks.technique import Technique
-from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.own import TECHNIQUES
+from benchmarks.techniques.technique import Technique
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from benchmarks import records, statistics
-from benchmarks.records import Record
+from benchmarks.engine import records
+from benchmarks.engine.records import Record
+from benchmarks.report import run_statistics as statistics
 
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import altair as alt
 
-from benchmarks import records, runner
-from benchmarks.gradient_counts import count_gradients
+from benchmarks.engine import records, runner
+from benchmarks.engine.gradient_counts import count_gradients
+from benchmarks.engine.records import Key, Record
 from benchmarks.problems.problem import Problem
-from benchmarks.records import Key, Record
-from benchmarks.technique import Technique
-from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.own import TECHNIQUES
+from benchmarks.techniques.technique import Technique
 
 NUM_POINTS = 25
 

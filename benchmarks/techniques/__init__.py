@@ -1,0 +1,1 @@
+"""Every technique and peer, as data: how it is made, and the grid of its settings."""
