@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import problems
+from benchmarks.cli import plugins
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.report import compare
-from benchmarks.techniques.own import TECHNIQUES
+from benchmarks.techniques import TECHNIQUES
 
 
 def _listed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
@@ -62,6 +63,26 @@ def choose_techniques(experiment: Experiment | None = None) -> Any:
     return typer.Option(metavar="NAME,...", parser=_listed(str), help=text)
 
 
+def given(context: typer.Context) -> list[str]:
+    """Returns the options that stand on the command line."""
+    sources = {
+        p.opts[0]: context.get_parameter_source(p.name or "") for p in context.command.params
+    }
+    return [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+
+
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        exists=True,
+        dir_okay=False,
+        is_eager=True,
+        callback=plugins.load,
+        help="A file that registers techniques or problems of your own; may be given several times.",
+    ),
+]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of each technique and rate.")]
 Rates = Annotated[
     Any,

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import rich.console
 import rich.progress
 import typer
 
-from benchmarks.report import page as report
+from benchmarks.report import tables
 
 console = rich.console.Console()
 
 
 def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
     """Prints a table, in several where the terminal is too narrow for one."""
-    for table in report.tables(title, head, rows, console.width):
+    for table in tables.terminal_tables(title, head, rows, console.width):
         console.print(table)
 
 
@@ -25,6 +26,26 @@ def new_folder(name: str) -> Path:
     """Returns a folder of the present second, not made yet."""
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     return Path("results") / f"{name}-{now}"
+
+
+def writable(folder: Path) -> Path:
+    """Makes a folder and writes into it, before anything is run for it; returns the folder.
+
+    Every command that writes calls this first: an hour of runs must not end in a folder that cannot be written.
+
+    Raises:
+      typer.BadParameter: where it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The permissions of a folder do not tell of a full disk or a file system that is read only.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{folder} cannot be written: {error.strerror or error}."
+        ) from error
+    return folder
 
 
 @contextlib.contextmanager

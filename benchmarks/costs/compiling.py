@@ -15,12 +15,16 @@ class Compiled(NamedTuple):
       call: runs it.
       flops: of one call; the body of a loop and both branches of a conditional count once.
       memory: bytes of temporaries and outputs.
+      temporaries: bytes of temporaries alone.
+      accessed: bytes that the kernels read and write.
       seconds: of tracing and compilation.
     """
 
     call: Any
     flops: float
     memory: float
+    temporaries: float
+    accessed: float
     seconds: float
 
 
@@ -38,8 +42,15 @@ def compiled(
     memory, analysis = program.memory_analysis(), program.cost_analysis()
     if memory is None or analysis is None:
         raise ValueError(f"the {jax.default_backend()} compiler gives no cost analysis.")
-    num_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes
-    return Compiled(program, analysis["flops"], float(num_bytes), seconds)
+    return Compiled(
+        call=program,
+        # A program that only moves data has none.
+        flops=analysis.get("flops", 0.0),
+        memory=float(memory.temp_size_in_bytes + memory.output_size_in_bytes),
+        temporaries=float(memory.temp_size_in_bytes),
+        accessed=analysis["bytes accessed"],
+        seconds=seconds,
+    )
 
 
 def num_bytes(tree: chex.ArrayTree) -> int:

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import optax
 
 import optax_igr
 from benchmarks.costs.compiling import compiled
+from benchmarks.costs.timing import seconds_of
 
 WIDTHS = (784, 128, 128, 10)
 BATCH_SIZE = 512
@@ -24,17 +24,15 @@ MODES = (*EXACT_MODES, "forward_difference", "backward_difference", "central_dif
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
-class Program(NamedTuple):
-    """A compiled program.
+class TimedProgram(NamedTuple):
+    """A compiled program, ready to be timed.
 
     Attributes:
-      run: runs it once, and returns its seconds.
-      steps: how many steps that is.
+      run: runs it once, and returns the seconds of a step.
       figures: the numbers that are known of it.
     """
 
     run: Callable[[], float]
-    steps: int
     figures: dict[str, float]
 
 
@@ -73,7 +71,7 @@ def start(num_examples: int) -> tuple[Any, Any]:
     return params, batch
 
 
-def products(activation: Callable) -> dict[str, Program]:
+def products(activation: Callable) -> dict[str, TimedProgram]:
     """Compiles g, and g + Hg in each mode."""
     params, batch = start(BATCH_SIZE)
     value_fn = functools.partial(loss, activation)
@@ -91,7 +89,7 @@ def products(activation: Callable) -> dict[str, Program]:
     return found
 
 
-def directions() -> dict[str, Program]:
+def directions() -> dict[str, TimedProgram]:
     """Compiles a step of every technique, on the same gradient."""
     activation = ACTIVATIONS["tanh"]
     params, data = start(CURVATURE_BATCHES * BATCH_SIZE)
@@ -167,32 +165,31 @@ def _program(fn, params, batch, error=None):
     program = compiled(fn, params, batch)
 
     def run():
-        began = time.perf_counter()
-        jax.block_until_ready(program.call(params, batch))
-        return time.perf_counter() - began
+        return seconds_of(lambda: program.call(params, batch))
 
     figures = {"flops": program.flops, "memory": program.memory}
     if error is not None:
         figures["error"] = error(program.call(params, batch))
-    return Program(run, 1, figures)
+    return TimedProgram(run, figures)
 
 
 def _stepping(step, optimizer, params, batch, data, steps, gradients):
-    compiled = jax.jit(step, donate_argnums=(0, 1))
+    advance = jax.jit(step, donate_argnums=(0, 1))
     # Copied: the state of `optax.scale_by_lbfgs` shares buffers, which cannot be donated twice.
     held = list(jax.tree.map(jnp.copy, (params, optimizer.init(params))))
     # Past the first pairs, so that every step is preconditioned.
     for _ in range(2 * steps):
-        held[:] = compiled(*held, batch, data)
+        held[:] = advance(*held, batch, data)
+
+    def cycle():
+        for _ in range(steps):
+            held[:] = advance(*held, batch, data)
+        return held
 
     def run():
-        began = time.perf_counter()
-        for _ in range(steps):
-            held[:] = compiled(*held, batch, data)
-        jax.block_until_ready(held)
-        return time.perf_counter() - began
+        return seconds_of(cycle) / steps
 
-    return Program(run, steps, {"gradients": gradients})
+    return TimedProgram(run, {"gradients": gradients})
 
 
 def _scaled(direction):

@@ -2,14 +2,16 @@
 
 Every step donates its parameters and its state, as training does. A decay that is refreshed every k-th step is timed at
 a refresh and between refreshes; its cost is the mean over the k steps. Times are medians over rounds in which the steps
-take turns, each as a ratio to the plain step of its own round.
+take turns, each as a ratio to the plain step of its own round. The measures of a record, as ratios to the plain step:
+
+- `wall`: the time, the mean over the steps from one refresh to the next; `refresh_wall`: the same at a refresh;
+- `flops`: of the compiled step, the mean from one refresh to the next;
+- `expected_flops`: the plain step and the matrix products of the formula, where there is one;
+- `state_copies`: bytes of the state / bytes of the parameters.
 """
 
-import dataclasses
 import itertools
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,33 +22,16 @@ from flax import nnx
 
 import optax_igr
 from benchmarks.costs.compiling import compiled, num_bytes
+from benchmarks.costs.timing import Progress, interleaved, median_ratio, seconds_of, silent
+from benchmarks.engine.machine import environment
+from benchmarks.engine.old_lines import STEP
+from benchmarks.engine.records import Record
 from benchmarks.problems.network import BATCH_SIZE, WIDTHS, network
 
 LEARNING_RATE = 0.01
 COEFFICIENT = 1e-3
 
 PLAIN, SVD = "plain step", "decay by SVD"
-
-
-@dataclasses.dataclass(frozen=True)
-class DecayCost:
-    """The cost of one step; ratios are to the plain gradient step.
-
-    Attributes:
-      name: what is added to the step.
-      wall: median over rounds of the ratio of the times, the mean over the steps from one refresh to the next.
-      refresh_wall: the same at a refresh.
-      flops: ratio of compiled FLOPs, the mean from one refresh to the next.
-      expected_flops: the plain step and the matrix products of the formula, as that ratio; None without a formula.
-      state_copies: bytes of the state / bytes of the parameters.
-    """
-
-    name: str
-    wall: float
-    refresh_wall: float
-    flops: float
-    expected_flops: float | None
-    state_copies: float
 
 
 class _Step(NamedTuple):
@@ -74,8 +59,8 @@ def measure(
     batch_size: int = BATCH_SIZE,
     rounds: int = 9,
     with_svd: bool = True,
-    progress: Callable[[str], None] = lambda message: None,
-) -> list[DecayCost]:
+    progress: Progress = silent,
+) -> list[Record]:
     """Compiles, counts and times a step with each decay, and the peers'.
 
     Args:
@@ -106,54 +91,36 @@ def measure(
         progress(f"compiling {name}")
         steps.append(_decayed_step(name, decay, every, products, problem))
     progress("compiling the peers")
-    steps.append(_normalised_step(widths, problem.train))
+    steps.append(_normalized_step(widths, problem.train))
     if with_svd:
         decay = optax.stateless(_decay_by_svd)
         steps.append(_decayed_step(SVD, decay, 1, None, problem))
-    seconds = _interleaved(steps, rounds, progress)
+    timed = {step.name: lambda step=step: _seconds(step) for step in steps}
+    seconds = interleaved(timed, rounds, once=(SVD,), progress=progress)
     plain = steps[0]
     between = next(s for s in steps if s.name == "L2 decay").flops
     parameter_bytes = num_bytes(plain.begin()[0])
     one_product = sum(2 * m * n * min(m, n) for m, n in itertools.pairwise(widths))
-    costs = []
+    bases = [first for first, _ in seconds[PLAIN]]
+    found, rows = environment(), []
     for step in steps:
-        ratios, refresh = [], []
-        for (due, kept), (base, _) in zip(seconds[step.name], seconds[PLAIN], strict=False):
-            ratios.append((due + (step.interval - 1) * kept) / step.interval / base)
-            refresh.append(due / base)
+        due, kept = (list(times) for times in zip(*seconds[step.name], strict=True))
+        means = [
+            (a + (step.interval - 1) * b) / step.interval for a, b in zip(due, kept, strict=True)
+        ]
         # The compiler counts both branches of the refresh; between refreshes the step is that of L2 decay.
         flops = (step.flops + (step.interval - 1) * between) / step.interval
-        expected = None
+        measures = {
+            "wall": median_ratio(means, bases),
+            "refresh_wall": median_ratio(due, bases),
+            "flops": flops / plain.flops,
+            "state_copies": step.state_bytes / parameter_bytes,
+        }
         if step.products is not None:
-            expected = 1 + step.products * one_product / step.interval / plain.flops
-        costs.append(
-            DecayCost(
-                name=step.name,
-                wall=statistics.median(ratios),
-                refresh_wall=statistics.median(refresh),
-                flops=flops / plain.flops,
-                expected_flops=expected,
-                state_copies=step.state_bytes / parameter_bytes,
-            )
-        )
-    return costs
-
-
-def cells(costs: Sequence[DecayCost]) -> tuple[list[str], list[list[str]]]:
-    """Returns the head and the rows of the table."""
-    head = ["technique", "time ×", "time at a refresh ×", "FLOPs ×", "by formula ×", "state copies"]
-    rows = [
-        [
-            c.name,
-            f"{c.wall:.3f}",
-            f"{c.refresh_wall:.3f}",
-            f"{c.flops:.3f}",
-            "" if c.expected_flops is None else f"{c.expected_flops:.3f}",
-            f"{c.state_copies:.2f}",
-        ]
-        for c in costs
-    ]
-    return head, rows
+            share = step.products * one_product / step.interval / plain.flops
+            measures["expected_flops"] = 1 + share
+        rows.append(Record(step.name, STEP, problem.about, measures=measures, environment=found))
+    return rows
 
 
 def _decayed_step(name, decay, interval, products, problem):
@@ -177,7 +144,7 @@ def _decay_by_svd(updates, params):
     return jax.tree.map(add, updates, params)
 
 
-class _Normalised(nnx.Module):
+class _Normalized(nnx.Module):
     """The same network, every layer in `nnx.SpectralNorm`."""
 
     def __init__(self, widths, rngs):
@@ -194,11 +161,11 @@ class _Normalised(nnx.Module):
         return x
 
 
-def _normalised_step(widths, batch):
-    graphdef = nnx.split(nnx.eval_shape(lambda: _Normalised(widths, nnx.Rngs(0))), nnx.Param, ...)[
+def _normalized_step(widths, batch):
+    graphdef = nnx.split(nnx.eval_shape(lambda: _Normalized(widths, nnx.Rngs(0))), nnx.Param, ...)[
         0
     ]
-    begin = jax.jit(lambda: nnx.split(_Normalised(widths, nnx.Rngs(0)), nnx.Param, ...)[1:])
+    begin = jax.jit(lambda: nnx.split(_Normalized(widths, nnx.Rngs(0)), nnx.Param, ...)[1:])
 
     def step(params, rest, batch):
         def loss(params):
@@ -223,22 +190,16 @@ def _compiled(name, step, begin, interval, products, batch):
     return _Step(name, begin, timed, program.flops, interval, products, num_bytes(state))
 
 
-def _interleaved(steps, rounds, progress):
-    """Returns for each step the seconds of its first and its second step from a fresh state, by round."""
-    seconds = {step.name: [] for step in steps}
-    for index in range(rounds + 1):
-        progress(f"timing, round {index} of {rounds}")
-        for step in steps:
-            is_slow = step.name == SVD
-            if is_slow and index != 1:
-                continue
-            carry = jax.block_until_ready(step.begin())
-            times = []
-            for _ in range(1 if step.interval == 1 else 2):
-                began = time.perf_counter()
-                carry = jax.block_until_ready(step.run(*carry))
-                times.append(time.perf_counter() - began)
-            # The first round warms up.
-            if index:
-                seconds[step.name].append((times[0], times[-1]))
-    return seconds
+def _seconds(step):
+    """Returns the seconds of the first and of the second step from a fresh state: a refresh, and none."""
+    carry = jax.block_until_ready(step.begin())
+    times = []
+
+    def advance():
+        nonlocal carry
+        carry = step.run(*carry)
+        return carry
+
+    for _ in range(1 if step.interval == 1 else 2):
+        times.append(seconds_of(advance))
+    return times[0], times[-1]

@@ -1,24 +1,36 @@
 """What a step costs beside a plain gradient step: time, FLOPs, memory, gradients, state, compilation.
 
-FLOPs and memory are the compiler's own figures and exact. Times are medians over rounds in which the steps
-take turns, each as a ratio to the plain step of its own round, so that a busy machine slows both.
+FLOPs and memory are the compiler's own figures and exact. Times are medians over rounds in which the steps take turns,
+each as a ratio to the plain step of its own round. The measures of a record, all as ratios to the plain step but where a
+unit is named:
+
+- `wall`: the time; `milliseconds`: the same in milliseconds;
+- `flops` and `memory`: of the compiled step, the memory of temporaries and outputs;
+- `gradients` and `products`: gradients and Hessian-vector products of one batch a step, counted;
+- `state_copies`: bytes of the state / bytes of the parameters;
+- `compile_seconds`: tracing and compilation;
+- `has_loop`: the program contains a loop, whose body the compiler's FLOPs count once;
+- `flops_by_hand` and `memory_by_hand`: beside the same step written out, where there is one.
 """
 
-import dataclasses
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.costs.compiling import Compiled, compiled, num_bytes
+from benchmarks.costs.timing import Progress, interleaved, median_ratio, seconds_of, silent
 from benchmarks.engine import training_step
 from benchmarks.engine.gradient_counts import count_gradients
+from benchmarks.engine.machine import environment
+from benchmarks.engine.old_lines import STEP
+from benchmarks.engine.records import Record
 from benchmarks.problems.network import BATCH_SIZE, WIDTHS, network
-from benchmarks.techniques.own import COEFFICIENT, TECHNIQUES
-from benchmarks.techniques.technique import Technique
+from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.penalties import COEFFICIENT
+from benchmarks.techniques.technique import Plan, Technique
 
 LEARNING_RATE = 0.01
 BASELINE = "sgd"
@@ -40,39 +52,6 @@ DEFAULT = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class StepCost:
-    """The cost of one step; ratios are to the plain gradient step.
-
-    Attributes:
-      name: the technique.
-      wall: median over rounds of the ratio of the times.
-      milliseconds: median time of a step.
-      flops: ratio of compiled FLOPs.
-      memory: ratio of temporary plus output bytes.
-      gradients: gradients of one batch a step.
-      products: Hessian-vector products of one batch a step.
-      state_copies: bytes of the state / bytes of the parameters.
-      compile_seconds: tracing and compilation.
-      has_loop: the program contains a loop, whose body the compiler's FLOPs count once.
-      flops_by_hand: FLOPs / those of the twin, where there is one.
-      memory_by_hand: the same for temporary plus output bytes.
-    """
-
-    name: str
-    wall: float
-    milliseconds: float
-    flops: float
-    memory: float
-    gradients: float
-    products: float
-    state_copies: float
-    compile_seconds: float
-    has_loop: bool = False
-    flops_by_hand: float | None = None
-    memory_by_hand: float | None = None
-
-
 class _Step(NamedTuple):
     program: Compiled
     arguments: tuple
@@ -84,8 +63,8 @@ def measure(
     widths: Sequence[int] = WIDTHS,
     batch_size: int = BATCH_SIZE,
     rounds: int = 9,
-    progress: Callable[[str], None] = lambda message: None,
-) -> list[StepCost]:
+    progress: Progress = silent,
+) -> list[Record]:
     """Compiles, counts and times one step of each technique, and of the steps written by hand.
 
     Args:
@@ -104,65 +83,50 @@ def measure(
         progress(f"compiling {technique.name}")
         steps[technique.name] = _compile_technique(problem, technique)
         progress(f"counting the gradients of {technique.name}")
-        counts[technique.name] = count_gradients(small, technique, LEARNING_RATE)
+        counts[technique.name] = count_gradients(small, technique, _settings(technique))
     for name, twin in TWINS.items():
         if name in steps:
             progress(f"compiling {twin}")
             steps[twin] = _compile(_BY_HAND[twin](problem.loss), problem, ())
             counts[twin] = counts[name]
-    seconds = _interleaved(steps, rounds, progress)
-    plain = steps[BASELINE].program
-    costs = []
+    timed = {
+        name: lambda step=step: seconds_of(lambda: step.program.call(*step.arguments))
+        for name, step in steps.items()
+    }
+    seconds = interleaved(timed, rounds, progress=progress)
+    plain, found = steps[BASELINE].program, environment()
+    rows = []
     for name, (program, (params, state, _)) in steps.items():
-        ratios = [a / b for a, b in zip(seconds[name], seconds[BASELINE], strict=True)]
-        twin = steps[TWINS[name]].program if name in TWINS else None
         gradients, products = counts[name]
-        costs.append(
-            StepCost(
-                name=name,
-                wall=statistics.median(ratios),
-                milliseconds=1e3 * statistics.median(seconds[name]),
-                flops=program.flops / plain.flops,
-                memory=program.memory / plain.memory,
-                gradients=gradients,
-                products=products,
-                state_copies=num_bytes(state) / num_bytes(params),
-                compile_seconds=program.seconds,
-                has_loop=" while(" in program.call.as_text(),
-                flops_by_hand=twin and program.flops / twin.flops,
-                memory_by_hand=twin and program.memory / twin.memory,
-            )
-        )
-    return costs
+        measures = {
+            "wall": median_ratio(seconds[name], seconds[BASELINE]),
+            "milliseconds": 1e3 * statistics.median(seconds[name]),
+            "flops": program.flops / plain.flops,
+            "memory": program.memory / plain.memory,
+            "gradients": gradients,
+            "products": products,
+            "state_copies": num_bytes(state) / num_bytes(params),
+            "compile_seconds": program.seconds,
+            "has_loop": " while(" in program.call.as_text(),
+        }
+        if name in TWINS:
+            twin = steps[TWINS[name]].program
+            measures |= {
+                "flops_by_hand": program.flops / twin.flops,
+                "memory_by_hand": program.memory / twin.memory,
+            }
+        rows.append(Record(name, STEP, problem.about, measures=measures, environment=found))
+    return rows
 
 
-def cells(costs: Sequence[StepCost]) -> tuple[list[str], list[list[str]]]:
-    """Returns the head and the rows of the table; a ≥ marks FLOPs of a loop, counted for one turn."""
-    head = [
-        *("technique", "time ×", "ms", "FLOPs ×", "memory ×", "gradients", "Hv"),
-        *("state copies", "compile s", "FLOPs / by hand", "memory / by hand"),
-    ]
-    rows = [
-        [
-            c.name,
-            f"{c.wall:.2f}",
-            f"{c.milliseconds:.1f}",
-            f"{'≥' if c.has_loop else ''}{c.flops:.2f}",
-            f"{c.memory:.2f}",
-            f"{c.gradients:.3g}",
-            f"{c.products:.3g}",
-            f"{c.state_copies:.2f}",
-            f"{c.compile_seconds:.2f}",
-            "" if c.flops_by_hand is None else f"{c.flops_by_hand:.3f}",
-            "" if c.memory_by_hand is None else f"{c.memory_by_hand:.3f}",
-        ]
-        for c in costs
-    ]
-    return head, rows
+def _settings(technique):
+    """Returns the settings that are measured: any would do, as no step costs more for a larger rate."""
+    first = technique.named_settings(technique.grid[0])
+    return {name: LEARNING_RATE if name == "learning_rate" else x for name, x in first.items()}
 
 
 def _compile_technique(problem, technique):
-    optimizer = technique.make(LEARNING_RATE, 1000)
+    optimizer = technique.transform(_settings(technique), Plan(1000))
 
     def step(params, state, batch):
         return training_step.update(problem, technique, optimizer, params, state, batch, data=batch)
@@ -173,19 +137,6 @@ def _compile_technique(problem, technique):
 def _compile(step, problem, state):
     arguments = (problem.init(jax.random.key(0)), state, problem.train)
     return _Step(compiled(step, *arguments), arguments)
-
-
-def _interleaved(steps, rounds, progress):
-    seconds = {name: [] for name in steps}
-    for index in range(rounds + 1):
-        progress(f"timing, round {index} of {rounds}")
-        for name, (program, arguments) in steps.items():
-            began = time.perf_counter()
-            jax.block_until_ready(program.call(*arguments))
-            # The first round warms up.
-            if index:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
 
 
 def _penalty_by_hand(loss):

@@ -13,20 +13,20 @@ from jax.core import Tracer
 
 from benchmarks.engine import training_step
 from benchmarks.problems.problem import Problem
-from benchmarks.techniques.technique import Technique
+from benchmarks.techniques.technique import Plan, Settings, Technique
 
 _COUNTED_STEPS = 4
 
 
 def count_gradients(
-    problem: Problem, technique: Technique, learning_rate: float, num_steps: int | None = None
+    problem: Problem, technique: Technique, settings: Settings, num_steps: int | None = None
 ) -> tuple[float, float]:
     """Counts the gradients and Hessian-vector products of a step, in units of one batch.
 
     Args:
       problem: whose loss is watched.
       technique: whose steps are taken, one operation at a time.
-      learning_rate: of these steps.
+      settings: of the technique.
       num_steps: the length of the run that they open; None takes the problem's own.
 
     Returns:
@@ -35,12 +35,13 @@ def count_gradients(
     """
     ledger = _Ledger(problem.batch_size)
     counted = problem.replace(loss=ledger.watch(problem.loss))
-    length = num_steps or problem.num_steps
-    period = technique.period_of(length)
+    plan = Plan.of(problem, num_steps)
+    period = technique.period_in(plan)
     first, last = (0, _COUNTED_STEPS) if period == 1 else (2 * period, 3 * period)
     params = jax.jit(problem.init)(jax.random.key(0))
+    # Operation by operation: inside a compiled step the probe would run once, when it is traced.
     with jax.disable_jit():
-        optimizer = technique.make(learning_rate, length)
+        optimizer = technique.transform(settings, plan)
         state = optimizer.init(params)
         for step in range(last):
             if step == first:

@@ -22,17 +22,17 @@ from benchmarks.engine import sampling, training_step
 from benchmarks.engine.carry_axes import carry_axes
 from benchmarks.engine.training_step import Given
 from benchmarks.problems.problem import Problem
-from benchmarks.techniques.technique import Technique
+from benchmarks.techniques.technique import Plan, Settings, Technique
 
 _WHOLE, _RUNS = PartitionSpec(), PartitionSpec("runs")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One trajectory's name: a technique at a learning rate from a seed."""
+    """One trajectory's name: a technique at its settings from a seed."""
 
     technique: Technique
-    learning_rate: float
+    settings: Settings
     seed: int
 
 
@@ -62,16 +62,18 @@ class Program:
 
     def __init__(self, problem: Problem, technique: Technique, size: int, num_steps: int):
         self.problem, self.technique, self.num_steps = problem, technique, num_steps
+        plan = Plan.of(problem, num_steps)
         self.mesh = _mesh(min(size, jax.device_count()))
         self.size = -(-size // self.mesh.size) * self.mesh.size
         self.data, self.test = jax.device_put(
             (problem.train, problem.test), NamedSharding(self.mesh, _WHOLE)
         )
-        begin = functools.partial(training_step.begin, problem, technique, num_steps)
-        step = functools.partial(training_step.step, problem, technique, num_steps)
-        rates = jax.ShapeDtypeStruct((self.size,), jnp.float32)
+        begin = functools.partial(training_step.begin, technique, plan)
+        step = functools.partial(training_step.step, problem, technique, plan)
+        setting = jax.ShapeDtypeStruct((self.size,), jnp.float32)
+        settings = dict.fromkeys(technique.settings, setting)
         seeds = jax.ShapeDtypeStruct((self.size,), jnp.uint32)
-        start, given = jax.eval_shape(self._drawn, rates, seeds)
+        start, given = jax.eval_shape(self._drawn, settings, seeds)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         self.axes = carry_axes(begin, start, step, (count, given, problem.train), (None, 0, None))
 
@@ -85,13 +87,13 @@ class Program:
 
         begin = jax.vmap(begin, (0, 0), self.axes)
         specs = _specs(self.axes)
-        self.begin = self._jitted(begin, (_RUNS, _RUNS), specs)
-        steps = self._jitted(
-            advance, (_WHOLE, _WHOLE, specs, _RUNS, _WHOLE), specs, donate_argnums=2
-        )
+        self.begin = _split(begin, self.mesh, (_RUNS, _RUNS), specs)
+        of_advance = (_WHOLE, _WHOLE, specs, _RUNS, _WHOLE)
+        steps = _split(advance, self.mesh, of_advance, specs, donate_argnums=2)
         began = time.perf_counter()
         self.advance = steps.lower(0, 0, jax.eval_shape(begin, *start), given, self.data).compile()
         self.compile_seconds = time.perf_counter() - began
+        # Not every backend tells what a program needs: then it is not split.
         memory = self.advance.memory_analysis()
         self.memory = memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else 0
 
@@ -100,9 +102,12 @@ class Program:
         problem = self.problem
         padded = list(runs) + [runs[-1]] * (self.size - len(runs))
         sharding = NamedSharding(self.mesh, _RUNS)
-        rates = jnp.asarray([r.learning_rate for r in padded], jnp.float32, device=sharding)
+        settings = {
+            name: jnp.asarray([r.settings[name] for r in padded], jnp.float32, device=sharding)
+            for name in self.technique.settings
+        }
         seeds = jnp.asarray([r.seed for r in padded], jnp.uint32, device=sharding)
-        start, given = self._drawn(rates, seeds)
+        start, given = self._drawn(settings, seeds)
         carry = self.begin(*start)
         eval_params = jax.jit(jax.vmap(self.technique.eval_params, (self.axes.state, 0)))
 
@@ -134,17 +139,12 @@ class Program:
             for i, run in enumerate(runs)
         ]
 
-    def _drawn(self, rates, seeds):
+    def _drawn(self, settings, seeds):
         """Returns what the runs begin with, and what they take to every step."""
         keys = sampling.keys(seeds)
         batches = sampling.batches(self.problem, keys, self.num_steps)
-        return (rates, sampling.initial_params(self.problem, keys)), Given(rates, keys, batches)
-
-    def _jitted(self, fn, in_specs, out_specs, **options):
-        split = jax.shard_map(
-            fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-        )
-        return jax.jit(split, **options)
+        start = settings, sampling.initial_params(self.problem, keys)
+        return start, Given(settings, keys, batches)
 
 
 def measure(problem: Problem, params: chex.ArrayTree, which: str) -> dict[str, np.ndarray]:
@@ -158,16 +158,14 @@ def _measures(measures, mesh):
     def one(params, train, test):
         return {name: fn(params, train, test) for name, fn in measures}
 
-    runs, whole = PartitionSpec("runs"), PartitionSpec()
-    return jax.jit(
-        jax.shard_map(
-            jax.vmap(one, (0, None, None)),
-            mesh=mesh,
-            in_specs=(runs, whole, whole),
-            out_specs=runs,
-            check_vma=False,
-        )
-    )
+    measured = jax.vmap(one, (0, None, None))
+    return _split(measured, mesh, (_RUNS, _WHOLE, _WHOLE), _RUNS)
+
+
+def _split(fn, mesh, in_specs, out_specs, **options):
+    """Compiles a function of many runs for the devices, each with its share of the runs."""
+    split = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.jit(split, **options)
 
 
 def _mesh(num_devices):
@@ -177,7 +175,7 @@ def _mesh(num_devices):
 
 def _specs(axes):
     return jax.tree.map(
-        lambda axis: PartitionSpec() if axis is None else PartitionSpec("runs"),
+        lambda axis: _WHOLE if axis is None else _RUNS,
         axes,
         is_leaf=lambda x: x is None,
     )

@@ -1,92 +1,65 @@
-"""Runs as JSON lines: one self-contained line a run, appended as it ends, so that a sweep resumes.
+"""Records: one row for whatever was measured, a run or a cost, and their files of JSON lines.
 
-JSON has no infinity: a value that is not finite is written as the string `inf`, `-inf` or `nan`. A file whose
-name ends in `.gz` is compressed, always to the same bytes: records that are committed are kept that way.
+A line is appended as its run ends, and says all that identifies it: so a sweep resumes. JSON has no infinity. A value
+that is not finite is written as the string `inf`, `-inf` or `nan`. A file whose name ends in `.gz` is compressed, always
+to the same bytes: records that are committed are kept that way.
 """
 
 import dataclasses
-import datetime
-import functools
 import gzip
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import subprocess
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
+from benchmarks.engine import old_lines
 
-Key = tuple[str, str, int, str, float, int]
-
-PACKAGES = ("optax_igr", "jax", "jaxlib", "optax", "flax")
+Key = tuple[str, str, int, str, tuple, int | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One run.
+    """One row.
 
     Attributes:
+      technique: its name; of a cost, the name of the operation.
       problem: its name.
-      settings: what else fixes the problem (data, model, batch), in words.
-      technique: its name.
-      learning_rate: of this run.
-      seed: of the start and of the order of the batches.
+      about: what else fixes the problem (data, model, batch), in words.
+      settings: of the technique, by name, such as its learning rate; none for a cost that has none.
       num_steps: the length of the run.
-      curve: by measure, the values after `curve["step"]` steps.
-      final: by measure, a number or a list, after the last step.
-      gradients_per_step: gradients of one batch that a step evaluates, counted.
-      products_per_step: Hessian-vector products of one batch that a step evaluates, counted.
-      seconds_per_step: wall time of the program's steps / (steps x runs), compilation apart.
-      compile_seconds: of the program, shared by `runs_in_program` runs.
-      runs_in_program: the number of runs compiled together.
+      seed: of the start and of the order of the batches; None where nothing was drawn.
+      measures: by name, a number or a list, after the last step.
+      curve: by name, the values after `curve["step"]` steps.
       environment: commit, versions, device and date.
       target: the measure, the value and the direction that count as solved.
     """
 
-    problem: str
-    settings: str
     technique: str
-    learning_rate: float
-    seed: int
-    num_steps: int
-    curve: dict[str, list[float]]
-    final: dict[str, Any]
-    gradients_per_step: float
-    products_per_step: float
-    seconds_per_step: float
-    compile_seconds: float
-    runs_in_program: int
-    environment: dict[str, Any]
-    target: dict[str, Any] | None = None
+    problem: str
+    about: str = ""
+    settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    num_steps: int = 0
+    seed: int | None = None
+    measures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    curve: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    target: Mapping[str, Any] | None = None
 
     @property
     def key(self) -> Key:
-        """What identifies the run: a record with the same key need not be run again."""
-        return (
-            self.problem,
-            self.settings,
-            self.num_steps,
-            self.technique,
-            float(self.learning_rate),
-            self.seed,
-        )
-
-    @property
-    def diverged(self) -> bool:
-        """Says whether the loss at the end is not a finite number."""
-        return not math.isfinite(self.final["train_loss"])
+        """What identifies it: a record with the same key need not be measured again."""
+        # By the values alone: older lines call every setting a learning rate.
+        values = tuple(self.settings.values())
+        return (self.problem, self.about, self.num_steps, self.technique, values, self.seed)
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
     """Appends records to a file, which it makes; a torn last line is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gz":
-        _store(path, _content(path) + _lines(map(dataclasses.asdict, records)))
+        _store(path, _content(path) + _lines(records))
         return
     if path.exists():
         content = path.read_bytes()
@@ -95,108 +68,44 @@ def append(path: Path, records: Iterable[Record]) -> None:
             with path.open("r+b") as file:
                 file.truncate(whole)
     with path.open("ab") as file:
-        file.write(_lines(map(dataclasses.asdict, records)))
+        file.write(_lines(records))
+
+
+def write(path: Path, records: Iterable[Record]) -> None:
+    """Writes records in place of what the file held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _store(path, _lines(records))
 
 
 def read(path: Path) -> list[Record]:
-    """Reads the records of a file; none where there is no file.
+    """Reads the records of a file, gzipped or not; none where there is no file.
 
     Raises:
-      ValueError: naming the line, for a line that is no record; an interrupted last one is skipped.
-    """
-    found = []
-    for number, row in enumerate(rows(path), start=1):
-        try:
-            found.append(Record(**row))
-        except TypeError as error:
-            raise ValueError(f"{path}, line {number}, is not a record: {error}") from error
-    return found
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines of any content, gzipped or not; none where there is no file.
-
-    Raises:
-      ValueError: naming the line that is no JSON object, or the file that is not a whole gzip file.
+      ValueError: naming the line that is no record, or the file that is not a whole gzip file; an interrupted last
+        line is skipped.
     """
     found = []
     # What follows the last newline is empty, or a line that an interruption tore.
     for number, line in enumerate(_content(path).split(b"\n")[:-1], start=1):
         try:
             row = _decode(json.loads(line))
-        except ValueError as error:
+            if not isinstance(row, dict):
+                raise ValueError("it is no JSON object.")
+            found.append(Record(**old_lines.as_new(row)))
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}, is not a record: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}, is not a record: it is no JSON object.")
-        found.append(row)
     return found
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes JSON lines of any content, gzipped where the name ends in `.gz`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _store(path, _lines(rows))
-
-
-def write_costs(path: Path, costs: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes one JSON line a measurement, with the machine; returns the path."""
-    found = environment()
-    write_rows(path, [cost | {"environment": found} for cost in map(dict, costs)])
-    return path
 
 
 def pack(source: Path, target: Path) -> None:
     """Copies records to keep: what was measured is rounded to six digits, what identifies a run is not."""
-    write_rows(
+    write(
         target,
         [
-            {name: _rounded(x) if name in ("curve", "final") else x for name, x in row.items()}
-            for row in rows(source)
+            dataclasses.replace(r, measures=_rounded(r.measures), curve=_rounded(r.curve))
+            for r in read(source)
         ],
     )
-
-
-def environment() -> dict[str, Any]:
-    """Describes the commit, the versions and the machine."""
-    return _machine() | {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-
-
-def groups(records: Sequence[Record]) -> dict[tuple[str, str, float], list[Record]]:
-    """Groups the seeds of each problem, technique and learning rate, in the order of appearance."""
-    found: dict[tuple[str, str, float], list[Record]] = {}
-    for record in records:
-        key = (record.problem, record.technique, record.learning_rate)
-        found.setdefault(key, []).append(record)
-    return {key: sorted(group, key=lambda r: r.seed) for key, group in found.items()}
-
-
-@functools.cache
-def _machine():
-    return {
-        "commit": _commit(),
-        **{name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "num_devices": jax.device_count(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    }
-
-
-def _version(name):
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit():
-    here = Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        result = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
 
 
 def _content(path):
@@ -219,36 +128,39 @@ def _store(path, content):
     beside.replace(path)
 
 
-def _lines(rows):
-    lines = [json.dumps(_encode(dict(row)), allow_nan=False) for row in rows]
+def _lines(records):
+    lines = [json.dumps(_encode(dataclasses.asdict(r)), allow_nan=False) for r in records]
     return "".join(line + "\n" for line in lines).encode()
 
 
+def _mapped(value, leaf):
+    """Applies a function to all leaves of nested mappings and lists."""
+    if isinstance(value, Mapping):
+        return {key: _mapped(x, leaf) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(x, leaf) for x in value]
+    return leaf(value)
+
+
 def _rounded(value):
-    if isinstance(value, dict):
-        return {name: _rounded(x) for name, x in value.items()}
-    if isinstance(value, list):
-        return [_rounded(x) for x in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return _mapped(value, lambda x: float(f"{x:.6g}") if isinstance(x, float) else x)
 
 
 def _encode(value):
-    if isinstance(value, dict):
-        return {key: _encode(x) for key, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(x) for x in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    return _mapped(value, lambda x: str(x) if isinstance(x, float) and not math.isfinite(x) else x)
 
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
-def _decode(value):
-    if isinstance(value, dict):
-        # The environment is text: a machine called "nan" is not a number.
-        return {k: x if k == "environment" else _decode(x) for k, x in value.items()}
-    if isinstance(value, list):
-        return [_decode(x) for x in value]
+def _decode(row):
+    if not isinstance(row, dict):
+        return row
+    # The environment is text: a machine called "nan" is not a number.
+    return {
+        key: x if key == "environment" else _mapped(x, _finite_or_not) for key, x in row.items()
+    }
+
+
+def _finite_or_not(value):
     return _NOT_FINITE.get(value, value) if isinstance(value, str) else value

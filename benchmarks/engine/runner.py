@@ -1,4 +1,4 @@
-"""Runs of a technique, all rates and all seeds of them, split into programs that fit the devices.
+"""Runs of a technique, at all settings and seeds, split into programs that fit the devices.
 
 On a CPU each core is a device (`use_every_core`): XLA leaves small batched products to one core.
 """
@@ -12,50 +12,12 @@ import numpy as np
 
 from benchmarks.engine.program import Program, Run, Trajectory
 from benchmarks.problems.problem import Problem
-from benchmarks.techniques.technique import Technique
 
 MEMORY_LIMIT = 2 * 2**30
 
 # On a CPU the parameters of the runs that a device takes together stay in its cache: with 200 small runs at once
 # each step streams all of them from memory, and a run costs half as much again.
 CACHED_PARAMETERS = 2 * 2**20
-
-
-def trajectories(
-    problem: Problem,
-    technique: Technique,
-    learning_rates: Sequence[float],
-    seeds: Sequence[int],
-    *,
-    num_steps: int | None = None,
-    num_points: int = 25,
-    memory_limit: int = MEMORY_LIMIT,
-    progress: Callable[[float], None] = lambda fraction: None,
-) -> list[Trajectory]:
-    """Runs a technique at each of the rates from each of the seeds.
-
-    Args:
-      problem: what is minimised.
-      technique: by what.
-      learning_rates: one or more.
-      seeds: each fixes a start and the order of the batches, the same for every technique and rate.
-      num_steps: None takes the problem's own.
-      num_points: the number of intervals of the curve.
-      memory_limit: bytes of a program; where they do not suffice the runs are split into chunks.
-      progress: told the fraction done.
-
-    Returns:
-      One trajectory a run, rates outermost.
-    """
-    runs = [Run(technique, rate, seed) for rate in learning_rates for seed in seeds]
-    return run_all(
-        problem,
-        runs,
-        num_steps=num_steps,
-        num_points=num_points,
-        memory_limit=memory_limit,
-        progress=progress,
-    )
 
 
 def run_all(
@@ -67,7 +29,19 @@ def run_all(
     memory_limit: int = MEMORY_LIMIT,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> list[Trajectory]:
-    """Runs a list of runs of one technique; see `trajectories`."""
+    """Runs a list of runs of one technique.
+
+    Args:
+      problem: what is minimized.
+      runs: of one technique. A seed fixes a start and the order of the batches, the same for every technique.
+      num_steps: None takes the problem's own.
+      num_points: the number of intervals of the curve.
+      memory_limit: bytes of a program; where they do not suffice the runs are split into chunks.
+      progress: told the fraction done.
+
+    Returns:
+      One trajectory a run, in their order.
+    """
     num_steps = num_steps or problem.num_steps
     points = np.unique(np.linspace(0, num_steps, num_points + 1).round().astype(int))
     size = _cached_size(problem, len(runs))
@@ -75,6 +49,7 @@ def run_all(
         program = Program(problem, runs[0].technique, size, num_steps)
         if size == 1 or program.memory <= memory_limit:
             break
+        # The memory of a program grows with its runs, not quite in proportion: measured again.
         size = max(1, min(size - 1, int(size * memory_limit / program.memory)))
     done: list[Trajectory] = []
     for first in range(0, len(runs), size):

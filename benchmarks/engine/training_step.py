@@ -8,7 +8,7 @@ import jax
 import optax
 
 from benchmarks.problems.problem import Problem
-from benchmarks.techniques.technique import NUM_MICROBATCHES, Scalar, Technique
+from benchmarks.techniques.technique import NUM_MICROBATCHES, Plan, Settings, Technique
 
 # Sets the draws of curvature batches apart from those of the epochs' orders.
 _CURVATURE_STREAM = 2**31 - 1
@@ -25,27 +25,25 @@ class Given(NamedTuple):
     """What one run takes to every step.
 
     Attributes:
-      rate: its learning rate.
+      settings: of its technique, by name.
       key: of its draws.
       batches: the examples of each step, or None where every step takes all.
     """
 
-    rate: Scalar
+    settings: Settings
     key: chex.PRNGKey
     batches: chex.Array | None
 
 
-def begin(
-    problem: Problem, technique: Technique, num_steps: int, rate: Scalar, params: chex.ArrayTree
-) -> Carry:
+def begin(technique: Technique, plan: Plan, settings: Settings, params: chex.ArrayTree) -> Carry:
     """Returns the carry before the first step."""
-    return Carry(params, technique.make(rate, num_steps).init(params))
+    return Carry(params, technique.transform(settings, plan).init(params))
 
 
 def step(
     problem: Problem,
     technique: Technique,
-    num_steps: int,
+    plan: Plan,
     carry: Carry,
     count: chex.Array,
     given: Given,
@@ -61,7 +59,7 @@ def step(
     def curvature_key():
         return jax.random.fold_in(jax.random.fold_in(given.key, _CURVATURE_STREAM), count)
 
-    optimizer = technique.make(given.rate, num_steps)
+    optimizer = technique.transform(given.settings, plan)
     return Carry(
         *update(
             problem,
@@ -117,7 +115,8 @@ def update(
         return problem.loss(p, jax.tree.map(lambda x: x[:size], batch))
 
     value, grad = jax.value_and_grad(value_fn)(params)
-    offered = {
+    # A technique names what it wants. What nobody calls is not traced, so an offer costs nothing.
+    offered: dict[str, Any] = {
         "value": value,
         "grad": grad,
         "value_fn": value_fn,
@@ -128,6 +127,14 @@ def update(
         "curvature_value_fn": curvature_value_fn,
         "overlap_value_fn": overlap_value_fn,
     }
+    if problem.outputs is not None and problem.output_loss is not None:
+        outputs, output_loss = problem.outputs, problem.output_loss
+        offered |= {
+            "outputs_fn": lambda p: outputs(p, batch),
+            "output_loss_fn": lambda y: output_loss(y, batch),
+            "full_outputs_fn": lambda p: outputs(p, data),
+            "full_output_loss_fn": lambda y: output_loss(y, data),
+        }
     extra = {name: offered[name] for name in technique.extra_arguments}
     optimizer = optax.with_extra_args_support(optimizer)
     updates, state = optimizer.update(grad, state, params, **extra)

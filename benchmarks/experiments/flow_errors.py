@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
-from benchmarks.experiments.flow_measurement import Measurement
+from benchmarks.experiments.experiment import Measurement
+from benchmarks.experiments.flow_measurement import flow_measurement
 from benchmarks.experiments.flow_paths import two_weights
 from optax_igr import flows
 
@@ -93,7 +94,7 @@ def _local_measurements():
     }
     for problem, (loss, point, sizes, settings) in problems.items():
         for order in range(5):
-            yield Measurement(
+            yield flow_measurement(
                 problem,
                 settings,
                 f"order {order}",
@@ -152,7 +153,7 @@ def _distances(flow, steps, ends):
 def _optimizer_measurements():
     for name in OPTIMIZERS:
         for order, technique in ((0, "without the correction"), (1, "with the correction")):
-            yield Measurement(
+            yield flow_measurement(
                 name,
                 "64 digits, MLP 64-8-10 (tanh), momentum 0.6, Adam's β₂ 0.8 and ε 1e-3 in the root",
                 technique,
@@ -194,7 +195,7 @@ def _drift(order):
 def _drift_measurements():
     names = ("gradient flow", *(f"modified flow, order {order}" for order in (1, 2, 3)))
     for order, technique in enumerate(names):
-        yield Measurement(
+        yield flow_measurement(
             "digits",
             f"256 digits, MLP 64-16-10 (tanh), gradient descent at rate {DIGITS_RATE:g}",
             technique,

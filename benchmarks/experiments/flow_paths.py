@@ -8,7 +8,8 @@ import numpy as np
 import optax
 
 import optax_igr
-from benchmarks.experiments.flow_measurement import Measurement
+from benchmarks.experiments.experiment import Measurement
+from benchmarks.experiments.flow_measurement import flow_measurement
 from optax_igr import flows
 
 START = (2.8, 3.5)
@@ -53,7 +54,7 @@ def measurements() -> list[Measurement]:
     """Lists the paths."""
     gradient_flow = flows.gradient_flow(two_weights)
     spaced = [0, *np.unique(np.geomspace(1, 6000, 120).astype(int))]
-    penalised = optax.chain(optax_igr.add_gradient_penalty(PENALTY), optax.sgd(PENALTY_RATE))
+    penalized = optax.chain(optax_igr.add_gradient_penalty(PENALTY), optax.sgd(PENALTY_RATE))
     measured = {
         ("gradient descent", SMALL_RATE, 6000): lambda: _steps(
             optax.sgd(SMALL_RATE), SMALL_RATE, 6000, spaced
@@ -69,8 +70,10 @@ def measurements() -> list[Measurement]:
             flows.modified_flow(gradient_flow, LARGE_RATE, 2)
         ),
         (f"explicit penalty {PENALTY:g} ‖∇E‖²", PENALTY_RATE, 60_000): lambda: _steps(
-            penalised, PENALTY_RATE, 60_000, [10 * i for i in spaced]
+            penalized, PENALTY_RATE, 60_000, [10 * i for i in spaced]
         ),
     }
     settings = "E = (0.6 - ab)²/2 from (2.8, 3.5)"
-    return [Measurement("two weights", settings, *key, measure=m) for key, m in measured.items()]
+    return [
+        flow_measurement("two weights", settings, *key, measure=m) for key, m in measured.items()
+    ]

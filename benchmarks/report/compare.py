@@ -4,26 +4,29 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.engine.records import Record
-from benchmarks.experiments.optimizers import steps
-from benchmarks.report import run_statistics as stats
+import pandas as pd
+
+from benchmarks.engine.table import groups, setting_text
+from benchmarks.report.run_statistics import median_and_quartiles, with_steps_to_target
+
+# Runs of another length, or of a problem in other words, are not compared.
+_SAME = ["problem", "about", "num_steps", "technique", "settings"]
 
 
-def _steps_to_target(record):
-    if record.target is None:
-        raise KeyError("target")
-    return steps(record)
+def _with_derived(runs):
+    runs = with_steps_to_target(runs)
+    # A run without a target has no steps to it; a miss is infinite.
+    runs["steps_to_target"] = runs["steps_to_target"].where(runs["target"].notna())
+    if "test_accuracy" in runs:
+        runs = runs.assign(test_error=1 - runs["test_accuracy"])
+    return runs
 
 
-# How a measure is read from a record; of each, more is worse.
-MEASURES = {
-    "steps_to_target": _steps_to_target,
-    "train_loss": lambda r: r.final["train_loss"],
-    "test_loss": lambda r: r.final["test_loss"],
-    "test_error": lambda r: 1 - r.final["test_accuracy"],
-    "seconds_per_step": lambda r: r.seconds_per_step,
-    "gradients_per_step": lambda r: r.gradients_per_step,
-}
+# Of each, more is worse.
+MEASURES = (
+    *("steps_to_target", "train_loss", "test_loss", "test_error"),
+    *("seconds_per_step", "gradients_per_step"),
+)
 
 
 class Limit(NamedTuple):
@@ -38,7 +41,7 @@ class Difference(NamedTuple):
 
     problem: str
     technique: str
-    learning_rate: float
+    setting: str
     measure: str
     before: float
     after: float
@@ -63,26 +66,19 @@ def parse_limit(text: str) -> Limit:
 
 
 def differences(
-    before: Sequence[Record], after: Sequence[Record], measures: Sequence[str]
+    before: pd.DataFrame, after: pd.DataFrame, measures: Sequence[str]
 ) -> list[Difference]:
-    """Compares the medians over the seeds of every technique and rate that both sets have.
-
-    Runs of another length, or of a problem with other settings, are not compared.
-    """
-    first, second = _groups(before), _groups(after)
+    """Compares the medians over the seeds of every technique and setting that both sets have."""
+    first, second = (groups(_with_derived(runs), _SAME) for runs in (before, after))
     found = []
     for key in [key for key in first if key in second]:
+        pair = first[key], second[key]
         for measure in measures:
-            read = MEASURES[measure]
-            try:
-                medians = [
-                    stats.median_and_quartiles([read(r) for r in runs]).estimate
-                    for runs in (first[key], second[key])
-                ]
-            except KeyError:
-                continue
-            problem, _, _, technique, rate = key
-            found.append(Difference(problem, technique, rate, measure, *medians))
+            if all(measure in runs and runs[measure].notna().any() for runs in pair):
+                medians = [median_and_quartiles(runs[measure]).estimate for runs in pair]
+                problem, _, _, technique, _ = key
+                setting = setting_text(pair[0].iloc[0])
+                found.append(Difference(problem, technique, setting, measure, *medians))
     return found
 
 
@@ -95,7 +91,7 @@ def cells(
         [
             d.problem,
             d.technique,
-            f"{d.learning_rate:.3g}",
+            d.setting,
             d.measure,
             f"{d.before:.4g}",
             f"{d.after:.4g}",
@@ -106,42 +102,36 @@ def cells(
     return head, rows
 
 
-def remarks(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
+def remarks(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     """Says what of the two sets is not compared, or not on equal terms."""
-    first, second = _groups(before), _groups(after)
+    first, second = groups(before, _SAME), groups(after, _SAME)
     found = []
-    for problem in dict.fromkeys(r.problem for r in before):
+    for problem in before["problem"].unique():
         ours, theirs = (
-            sorted({f"{r.settings}, {r.num_steps} steps" for r in runs if r.problem == problem})
-            for runs in (before, after)
+            sorted(
+                {f"{about}, {steps} steps" for name, about, steps, *_ in runs if name == problem}
+            )
+            for runs in (first, second)
         )
         if theirs and not set(ours) & set(theirs):
             found.append(f"{problem} is not the same: {'; '.join(ours)} | {'; '.join(theirs)}.")
-    missing = [key for key in first if key not in second]
+    missing = [group for key, group in first.items() if key not in second]
     if missing:
-        found.append(
-            f"only in the first file: {_listed(f'{t} at {rate:.3g} on {p}' for p, _, _, t, rate in missing)}."
-        )
+        found.append(f"only in the first file: {_listed(missing)}.")
     unequal = [
-        key
-        for key in first
-        if key in second and {r.seed for r in first[key]} != {r.seed for r in second[key]}
+        group
+        for key, group in first.items()
+        if key in second and set(group["seed"]) != set(second[key]["seed"])
     ]
     if unequal:
-        found.append(
-            f"not the same seeds: {_listed(f'{t} at {rate:.3g} on {p}' for p, _, _, t, rate in unequal)}."
-        )
+        found.append(f"not the same seeds: {_listed(unequal)}.")
     return found
 
 
-def _listed(texts, most=4):
-    texts = list(texts)
+def _listed(found, most=4):
+    texts = [
+        f"{row['technique']} at {setting_text(row)} on {row['problem']}"
+        for row in (group.iloc[0] for group in found)
+    ]
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
-
-
-def _groups(runs):
-    found: dict[tuple[str, str, int, str, float], list[Record]] = {}
-    for run in runs:
-        found.setdefault(run.key[:-1], []).append(run)
-    return found

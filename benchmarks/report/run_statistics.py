@@ -2,7 +2,7 @@ r"""Statistics of repeated runs: intervals, steps to target, performance profile
 
 References:
   Agarwal et al, `Deep Reinforcement Learning at the Edge of the Statistical Precipice
-  <https://arxiv.org/abs/2108.13264>`_, 2021 (bootstrap intervals, interquartile means)
+  <https://arxiv.org/abs/2108.13264>`_, 2021 (bootstrap intervals)
   Dahl et al, `Benchmarking Neural Network Training Algorithms <https://arxiv.org/abs/2306.07179>`_,
   2023 (steps to target, performance profiles)
   Dolan, Moré, `Benchmarking Optimization Software with Performance Profiles
@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import scipy.stats
 
 RESAMPLES = 2000
 
@@ -53,11 +55,19 @@ def bootstrap(
     seeds = np.asarray(values, float)
     if seeds.size == 0:
         raise ValueError("bootstrap needs at least one value.")
-    chosen = np.random.default_rng(0).integers(0, len(seeds), (resamples, len(seeds)))
-    with np.errstate(invalid="ignore"):
-        draws = statistic(seeds[chosen], axis=1)
-        low, high = _quantiles(draws, [(1 - level) / 2, (1 + level) / 2])
-        return Interval(float(statistic(seeds, axis=0)), low, high)
+    estimate = float(statistic(seeds, axis=0))
+    # One seed has no spread to resample, and one that diverged leaves no interval.
+    if seeds.size == 1 or not np.isfinite(seeds).all():
+        return Interval(estimate, estimate, estimate)
+    interval = scipy.stats.bootstrap(
+        (seeds,),
+        statistic,
+        confidence_level=level,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(estimate, float(interval.low), float(interval.high))
 
 
 def paired_difference(
@@ -74,18 +84,6 @@ def median_and_quartiles(values: npt.ArrayLike) -> Interval:
     """Returns the median and the interquartile range; infinite values keep their place in the order."""
     low, median, high = _quantiles(np.asarray(values, float), [0.25, 0.5, 0.75])
     return Interval(median, low, high)
-
-
-def interquartile_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """Returns the mean of the middle half: the outer quarters, fractions included, are trimmed."""
-    ordered = np.sort(np.asarray(values, float), axis=axis)
-    if axis is None:
-        ordered, axis = ordered.ravel(), 0
-    n = ordered.shape[axis]
-    edges = np.arange(n + 1)
-    weights = np.clip(np.minimum(edges[1:], 0.75 * n) - np.maximum(edges[:-1], 0.25 * n), 0, 1)
-    shape = [-1 if i == axis % ordered.ndim else 1 for i in range(ordered.ndim)]
-    return (ordered * weights.reshape(shape)).sum(axis) / weights.sum()
 
 
 def steps_to_target(
@@ -106,6 +104,23 @@ def steps_to_target(
         return float(steps[i])
     fraction = gap[i - 1] / (gap[i - 1] - gap[i])
     return float(steps[i - 1] + fraction * (steps[i] - steps[i - 1]))
+
+
+def with_steps_to_target(runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns a table of runs with a column `steps_to_target`: infinity for a miss, or where there is no target."""
+
+    def taken(curve, target):
+        if not target:
+            return math.inf
+        return steps_to_target(
+            curve["step"],
+            curve[target["measure"]],
+            target["value"],
+            higher_is_better=target["higher_is_better"],
+        )
+
+    steps = [taken(*pair) for pair in zip(runs["curve"], runs["target"], strict=True)]
+    return runs.assign(steps_to_target=steps)
 
 
 def value_at(x: npt.ArrayLike, y: npt.ArrayLike, level: float) -> float:

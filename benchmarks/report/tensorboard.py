@@ -1,10 +1,11 @@
 """The curves of runs as TensorBoard scalars, one folder a run: `tensorboard --logdir FOLDER/tensorboard`."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.engine.records import Record
+import pandas as pd
+
+from benchmarks.engine.table import setting_text
 
 
 def check() -> None:
@@ -18,27 +19,28 @@ def check() -> None:
         ) from error
 
 
-def write(runs: Sequence[Record], folder: Path) -> Path:
+def write(runs: pd.DataFrame, folder: Path) -> Path:
     """Writes every curve of every run; returns the folder to point TensorBoard at.
 
     Args:
-      runs: the records.
-      folder: the scalars go to `tensorboard/<problem>/<technique>_<rate>_<seed>` in it, and replace those that an
+      runs: the table.
+      folder: the scalars go to `tensorboard/<problem>/<technique>_<setting>_<seed>` in it, and replace those that an
         earlier call left there.
     """
     check()
     import tensorboardX  # pyright: ignore[reportMissingImports]
 
     folder = folder / "tensorboard"
-    for run in runs:
-        place = folder / run.problem / f"{run.technique}_{run.learning_rate:.6g}_{run.seed}"
+    for run in runs.to_dict("records"):
+        setting = setting_text(run, ".6g").replace(" ", "_")
+        place = folder / run["problem"] / f"{run['technique']}_{setting}_{run['seed']}"
         for earlier in place.glob("events.out.tfevents.*"):
             earlier.unlink()
         with tensorboardX.SummaryWriter(str(place)) as writer:
-            for name, values in run.curve.items():
+            for name, values in run["curve"].items():
                 if name == "step":
                     continue
-                for step, value in zip(run.curve["step"], values, strict=True):
+                for step, value in zip(run["curve"]["step"], values, strict=True):
                     # The line of a run that diverges ends: the writer warns at each value that is not finite.
                     if math.isfinite(value):
                         writer.add_scalar(name, value, int(step))

@@ -1,4 +1,4 @@
-"""Optimistix's minimisers, one step at a time, as transforms that the runner can drive."""
+"""Optimistix's minimisers as transforms: one of their steps an update, so that the engine can drive them."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import optax
 import optimistix
 
 
-def stepwise(solver: optimistix.AbstractMinimiser) -> optax.GradientTransformationExtraArgs:
+def minimiser_step(solver: optimistix.AbstractMinimiser) -> optax.GradientTransformationExtraArgs:
     """Makes a transform of one `step` of an Optimistix minimiser: one evaluation, whether it is accepted or not.
 
     It starts and steps as `optimistix.minimise` does, but never terminates: the runs are of a given length. Its state
@@ -31,6 +31,7 @@ def stepwise(solver: optimistix.AbstractMinimiser) -> optax.GradientTransformati
         def fn(p, args):
             return value_fn(p), None
 
+        # The arrays are carried; functions and meshes come from a fresh start, which is the same at every step.
         arrays, static = eqx.partition(begin(fn, params), eqx.is_array)
         state = eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), state), static)
         moved, state, _ = solver.step(fn, params, None, {}, state, tags)

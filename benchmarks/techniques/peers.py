@@ -1,13 +1,13 @@
 """The optimizers that the library's techniques are compared with, as data: Optax's, and one of Optimistix.
 
-A method that finds its own rate has the grid of one, its published default, and shows no width of rates. Optimistix's
+A method that finds its own rate has a grid of one, its published default: it has no width of rates to show. Optimistix's
 minimisers compare the losses of different steps, so they run where all steps see the same batch.
 """
 
 import optax
 import optimistix
 
-from benchmarks.techniques.optimistix_transform import stepwise
+from benchmarks.techniques.optimistix_transform import minimiser_step
 from benchmarks.techniques.technique import ADAM_RATES, BASIC, SGD_RATES, Technique, decayed
 
 # The rates of momentum are lower by its amplification 1 / (1 - 0.9) = 10.
@@ -18,7 +18,7 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4
 
 
-PEERS = [
+TECHNIQUES = [
     Technique(
         "momentum",
         lambda h, n: optax.sgd(h, momentum=MOMENTUM),
@@ -94,7 +94,7 @@ PEERS = [
     ),
     Technique(
         "optimistix_cg",
-        lambda h, n: stepwise(optimistix.NonlinearCG(rtol=0.0, atol=0.0)),
+        lambda h, n: minimiser_step(optimistix.NonlinearCG(rtol=0.0, atol=0.0)),
         OWN_RATE,
         "Optimistix's nonlinear conjugate gradients, one trial point a step",
         deterministic=True,

@@ -6,7 +6,7 @@ import numpy as np
 import optimistix
 import pytest
 
-from benchmarks.techniques.optimistix_transform import stepwise
+from benchmarks.techniques.optimistix_transform import minimiser_step
 
 SCALES = jnp.asarray([1.0, 3.0, 10.0])
 
@@ -18,7 +18,7 @@ def value_fn(p):
 @pytest.mark.parametrize("solver", [optimistix.LBFGS, optimistix.NonlinearCG])
 def test_a_step_is_one_of_its_own_loop(solver):
     solver = solver(rtol=0.0, atol=0.0)
-    transform = stepwise(solver)
+    transform = minimiser_step(solver)
 
     def step(carry, _):
         params, state = carry
