@@ -28,17 +28,17 @@ MAIN = "penalties"
 
 def add_to(app: typer.Typer) -> None:
     """Adds a command for each experiment; the main one is also that of no command."""
-    app.callback(invoke_without_command=True)(_running(MAIN, options.choose_techniques()))
+    # The help of the suite lists all techniques, that of a command those of its experiment.
+    main = _running(MAIN, options.choose_techniques())
+    app.callback(invoke_without_command=True)(main)
     for name, experiment in EXPERIMENTS.items():
-        if experiment.entries:
-            command = _running(name, options.choose_techniques(experiment))
-        else:
-            command = _measuring(name)
-        app.command(name, help=experiment.question)(command)
+        make = _running if experiment.entries else _measuring
+        app.command(name, help=experiment.question)(make(name))
 
 
-def _running(name: str, choose_techniques: Any) -> Callable[..., None]:
+def _running(name: str, choose_techniques: Any = None) -> Callable[..., None]:
     """Makes the command of an experiment with techniques to choose."""
+    choose_techniques = choose_techniques or options.choose_techniques(EXPERIMENTS[name])
 
     def command(
         context: typer.Context,

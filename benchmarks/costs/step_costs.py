@@ -1,7 +1,7 @@
 """What a step costs beside a plain gradient step: time, FLOPs, memory, gradients, state, compilation.
 
 FLOPs and memory are the compiler's own figures and exact. Times are medians over rounds in which the steps take turns,
-each as a ratio to the plain step of its own round. The measures of a record, all as ratios to the plain step but where a
+each as a ratio to the plain step of its own round. The measures of a record are ratios to the plain step, but where a
 unit is named:
 
 - `wall`: the time; `milliseconds`: the same in milliseconds;

@@ -1,7 +1,7 @@
 """Lines of earlier versions, read as what they are now: the committed records stay as they were measured.
 
-A run had `learning_rate` where it now has `settings`, called the problem's words `settings`, its measures `final`, and its
-costs by names beside them. A cost had its figures at the top level and no problem.
+A run had `learning_rate` where it now has `settings`. It called the words of its problem `settings` and its measures
+`final`, with its costs beside them. A cost had its figures at the top level, and no problem.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Records: one row for whatever was measured, a run or a cost, and their files of JSON lines.
 
-A line is appended as its run ends, and says all that identifies it: so a sweep resumes. JSON has no infinity. A value
-that is not finite is written as the string `inf`, `-inf` or `nan`. A file whose name ends in `.gz` is compressed, always
-to the same bytes: records that are committed are kept that way.
+A line is appended as its run ends, and says all that identifies it: so a sweep resumes. JSON has no infinity: a value
+that is not finite is written as the string `inf`, `-inf` or `nan`. A file whose name ends in `.gz` is compressed,
+always to the same bytes. Committed records are kept that way.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
 To add one, write a file `experiments/<name>.py` that ends in an `EXPERIMENT`:
 
-- `problems`: `data_dir -> [Problem, ...]`, from `benchmarks.problems` or made on the spot; a `Problem` is a start, a loss
-  on a batch and the measures to take;
+- `problems`: `data_dir -> [Problem, ...]`, from `benchmarks.problems` or made on the spot; a `Problem` is a start, a
+  loss on a batch and the measures to take;
 - `entries`: `Entry(technique, grid)`, with techniques from `benchmarks.techniques.TECHNIQUES` or made on the spot:
   `Technique(name, lambda rate, plan: transform, grid, "what it is")`;
 - `columns`: `Column(title, explanation, cell)`, where `cell` makes the text of one row from its part of the table;

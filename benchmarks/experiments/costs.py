@@ -38,9 +38,9 @@ STEPS = Presentation(
 
 def _elementwise(runs: pd.DataFrame) -> str:
     return (
-        f"{int(runs['size'].iloc[0]):,} parameters in float32 with donated buffers and a given gradient: time is the median "
-        "ratio to Adam, or to a softmax of the same array, over rounds in which the steps take turns; passes are "
-        "the bytes that the kernels read and write, temporaries and state copies the bytes they take, all / those "
+        f"{int(runs['size'].iloc[0]):,} parameters in float32 with donated buffers and a given gradient: time is the "
+        "median ratio to Adam, or to a softmax of the same array, over rounds in which the steps take turns; passes "
+        "are the bytes that the kernels read and write, temporaries and state copies the bytes they take, all / those "
         "of the parameters."
     )
 

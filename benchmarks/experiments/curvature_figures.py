@@ -43,7 +43,8 @@ def draw(runs: pd.DataFrame) -> list[Figure]:
             [DIRECTIONS],
             [("gradients", "gradients, counted by hand"), ("time", "time × a gradient step")],
             "A step of each technique, in gradients of its batch",
-            f"Ten batches make the curvature batch and the whole data set, each used once in {curvature_programs.CYCLE} steps.",
+            "Ten batches make the curvature batch and the whole data set, each used once in "
+            f"{curvature_programs.CYCLE} steps.",
         ),
     }
     for name, (problems, measures, title, caption) in panels.items():

@@ -1,13 +1,13 @@
 """The problems, by name; each is a small file with its data, its model and its target.
 
-A user's own problem enters by `register`, or as a `Problem` that is given to `benchmarks.run`.
+A user's own problem enters by `register`, or as a `Problem` that is given to `benchmarks.experiments.sweep.run`.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.problems import analytic, digits, logistic, mnist, shakespeare
-from benchmarks.problems.classification import classification as classification
+from benchmarks.problems.classification import classifier as classifier
 from benchmarks.problems.problem import Problem as Problem
 from benchmarks.problems.problem import Target as Target
 

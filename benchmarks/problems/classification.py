@@ -93,7 +93,7 @@ def convolution(
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(height * width * channels, features)
 
 
-def classification(
+def classifier(
     name: str,
     model: Callable[[nnx.Rngs], nnx.Module],
     train: Any,

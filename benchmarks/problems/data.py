@@ -19,12 +19,14 @@ class DataFile:
       folder: the sub-folder that `download` puts it in.
       url: where it is published.
       checksum: `algorithm:digest` of the content, after decompression.
+      packed_checksum: that of the file as it is served, where it is served gzipped.
     """
 
     name: str
     folder: str
     url: str
     checksum: str
+    packed_checksum: str | None = None
 
 
 FILES = {
@@ -35,24 +37,28 @@ FILES = {
             "mnist",
             MNIST + "train-images-idx3-ubyte.gz",
             "md5:6bbc9ace898e44ae57da46a324031adb",
+            "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
         ),
         DataFile(
             "train-labels-idx1-ubyte",
             "mnist",
             MNIST + "train-labels-idx1-ubyte.gz",
             "md5:a25bea736e30d166cdddb491f175f624",
+            "md5:d53e105ee54ea40749a09fcbcd1e9432",
         ),
         DataFile(
             "t10k-images-idx3-ubyte",
             "mnist",
             MNIST + "t10k-images-idx3-ubyte.gz",
             "md5:2646ac647ad5339dbf082846283269ea",
+            "md5:9fb629c4189551a2d022fa330f9573f3",
         ),
         DataFile(
             "t10k-labels-idx1-ubyte",
             "mnist",
             MNIST + "t10k-labels-idx1-ubyte.gz",
             "md5:27ae3e4e09519cfbb04c329615203637",
+            "md5:ec29112dd5afa0611ce80d1b7f02629c",
         ),
         DataFile(
             "a9a",
@@ -137,40 +143,35 @@ def provenance(name: str, found: bytes) -> str:
 
 
 def download(data_dir: Path, name: str) -> Path:
-    """Fetches a published file unless it is there, and checks its content.
+    """Fetches a published file unless it is there, checks and unpacks it; returns its path.
 
     Raises:
       ValueError: where the content is not the published one; what was fetched is removed.
       OSError: where the server does not give the whole file.
     """
+    file = FILES[name]
     existing = find(data_dir, name)
     if existing is not None:
-        _check(existing, name, "remove it and call download again")
+        # A file that a user has put there is not overwritten.
+        if not is_published(name, content(existing)):
+            raise ValueError(
+                f"{existing} does not have the checksum {file.checksum}; remove it and call download again."
+            )
         return existing
     import pooch
 
-    file = FILES[name]
-    ending = ".gz" if file.url.endswith(".gz") else ""
-    # Written beside its place and moved there when whole: an interruption leaves no file.
-    path = Path(
-        pooch.retrieve(
-            file.url,
-            known_hash=None,
-            fname=name + ending,
-            path=Path(data_dir) / file.folder,
-        )
-    )
+    packed = file.packed_checksum is not None
     try:
-        _check(path, name, f"{file.url} may have changed")
-    except ValueError:
-        path.unlink()
-        raise
-    return path
-
-
-def _check(path, name, advice):
-    if not is_published(name, content(path)):
-        raise ValueError(f"{path} does not have the checksum {FILES[name].checksum}; {advice}.")
+        found = pooch.retrieve(
+            file.url,
+            known_hash=file.packed_checksum or file.checksum,
+            fname=f"{name}.gz" if packed else name,
+            path=Path(data_dir) / file.folder,
+            processor=pooch.Decompress(name=name) if packed else None,
+        )
+    except ValueError as error:
+        raise ValueError(f"{file.url} may have changed: {error}") from error
+    return Path(found)
 
 
 def _bring(name):

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from sklearn.datasets import load_digits
 
-from benchmarks.problems.classification import CNN, MLP, classification
+from benchmarks.problems.classification import CNN, MLP, classifier
 from benchmarks.problems.problem import Problem, Target
 
 _SPLIT_SEED = 0
@@ -51,7 +51,7 @@ def _problem(name, model, about, num_train, batch_size, epochs):
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(targets))
     images = jnp.asarray(pixels[order].reshape(-1, 8, 8) / 16.0, jnp.float32)
     labels = jnp.asarray(targets[order], jnp.int32)
-    return classification(
+    return classifier(
         name,
         model,
         {"image": images[:num_train], "label": labels[:num_train]},

@@ -7,7 +7,7 @@ from pathlib import Path
 from flax import nnx
 
 from benchmarks.problems import idx
-from benchmarks.problems.classification import CNN, MLP, classification
+from benchmarks.problems.classification import CNN, MLP, classifier
 from benchmarks.problems.problem import Problem, Target
 
 
@@ -55,7 +55,7 @@ def _problem(name, model, about, data, batch_size, epochs):
     train, test = data
     num_train = len(train["label"])
     batch_size = min(batch_size, num_train)
-    return classification(
+    return classifier(
         name,
         model,
         train,

@@ -1,7 +1,7 @@
 """Online games, one example a step: their score is the loss that was incurred on the way, not that at the end.
 
-The score is no function of the last parameters. A run sums its losses (`techniques.counting`), and the score is a measure
-of that count.
+The score is no function of the last parameters. A run sums its losses (`techniques.counting`), and the score is a
+measure of that sum.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Every technique and peer by its one name, as data; any experiment that can measure one takes it by that name.
 
-A user's own technique enters by `register`, or as a `Technique` that is given to `benchmarks.run`.
+A user's own technique enters by `register`, or as a `Technique` that is given to `benchmarks.experiments.sweep.run`.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The optimizers that the library's techniques are compared with, as data: Optax's, and one of Optimistix.
 
-A method that finds its own rate has a grid of one, its published default: it has no width of rates to show. Optimistix's
-minimisers compare the losses of different steps, so they run where all steps see the same batch.
+A method that finds its own rate has a grid of one, its published default: it has no width of rates to show. The
+minimisers of Optimistix compare the losses of different steps, so they run where all steps see the same batch.
 """
 
 import optax

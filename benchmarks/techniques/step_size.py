@@ -1,4 +1,4 @@
-"""Step sizes that are learned or measured, by coordinate, for the whole tree or by layer; and the searched references."""
+"""Step sizes that are learned or measured, for a coordinate, a layer or the whole tree; and the searched references."""
 
 from typing import Any
 
