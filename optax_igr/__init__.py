@@ -1,50 +1,135 @@
-"""Gradient transformations for JAX and Optax: what is minimised, in which geometry, and how far.
+"""Gradient transformations for JAX and Optax: what is minimized, in which geometry, how far, and in which direction.
 
-The rooms: `penalties`, `geometry`, `curvature`, `step_size`.
+Four rooms hold the transforms, and every one of their functions is a name of this module: `penalties`, `geometry`,
+`step_size` and `curvature`. Four more are modules of their own, imported when they are first asked for:
+
+- :mod:`optax_igr.flows`: the continuous path that an optimizer follows.
+- :mod:`optax_igr.diagnostics`: what training did to a model.
+- :mod:`optax_igr.operators`: a weight as a linear operator, its norms and their bounds.
+- :mod:`optax_igr.flax`: adapters for Flax. It alone needs Flax.
 """
 
+import importlib
 import importlib.metadata
+from typing import TYPE_CHECKING, Any
 
-from optax_igr._core.value_functions import fill_masked as fill_masked
-from optax_igr._core.value_functions import microbatched as microbatched
-from optax_igr.curvature import multibatch_lbfgs as multibatch_lbfgs
-from optax_igr.curvature import newton_cg as newton_cg
-from optax_igr.curvature import overlapping_batches as overlapping_batches
-from optax_igr.curvature import scale_by_multibatch_lbfgs as scale_by_multibatch_lbfgs
-from optax_igr.curvature import scale_by_newton_cg as scale_by_newton_cg
-from optax_igr.curvature import scale_by_stochastic_lbfgs as scale_by_stochastic_lbfgs
-from optax_igr.curvature import slbfgs as slbfgs
-from optax_igr.curvature import sqn as sqn
-from optax_igr.curvature import svrg as svrg
-from optax_igr.geometry import eg_plus_minus as eg_plus_minus
-from optax_igr.geometry import exponentiate as exponentiate
-from optax_igr.geometry import exponentiate_hypentropy as exponentiate_hypentropy
-from optax_igr.geometry import exponentiate_signed as exponentiate_signed
-from optax_igr.geometry import exponentiate_simplex as exponentiate_simplex
-from optax_igr.geometry import exponentiated_gradient as exponentiated_gradient
-from optax_igr.geometry import keep_params_in as keep_params_in
-from optax_igr.geometry import projection_simplex_kl as projection_simplex_kl
-from optax_igr.geometry import projection_spectral_ball as projection_spectral_ball
-from optax_igr.penalties import add_gradient_penalty as add_gradient_penalty
-from optax_igr.penalties import add_igr as add_igr
-from optax_igr.penalties import add_microbatch_gradient_penalty as add_microbatch_gradient_penalty
-from optax_igr.penalties import add_schatten_decay as add_schatten_decay
-from optax_igr.penalties import add_spectral_decay as add_spectral_decay
-from optax_igr.penalties import cancel_igr as cancel_igr
-from optax_igr.penalties import conv_operator as conv_operator
-from optax_igr.penalties import extrapolated_gradient_penalty as extrapolated_gradient_penalty
-from optax_igr.penalties import extrapolation_eval_params as extrapolation_eval_params
-from optax_igr.penalties import hold_igr as hold_igr
-from optax_igr.penalties import igr_coefficient as igr_coefficient
-from optax_igr.penalties import matrix_operator as matrix_operator
-from optax_igr.penalties import modified_loss as modified_loss
-from optax_igr.step_size import adapt_scale as adapt_scale
-from optax_igr.step_size import egdd as egdd
-from optax_igr.step_size import factor_table as factor_table
-from optax_igr.step_size import layerwise_decay as layerwise_decay
-from optax_igr.step_size import limit_by_curvature as limit_by_curvature
-from optax_igr.step_size import scale_by_cauchy_step as scale_by_cauchy_step
-from optax_igr.step_size import scale_by_gain as scale_by_gain
-from optax_igr.step_size import scale_by_path as scale_by_path
+from optax_igr._core.value_functions import (
+    fill_masked,
+    mean_over,
+    microbatched,
+)
+from optax_igr.curvature import (
+    multibatch_lbfgs,
+    newton_cg,
+    overlapping_batches,
+    scale_by_multibatch_lbfgs,
+    scale_by_newton_cg,
+    scale_by_sqn,
+    slbfgs,
+    sqn,
+    svrg,
+)
+from optax_igr.geometry import (
+    eg_plus_minus,
+    exponentiate,
+    exponentiate_hypentropy,
+    exponentiate_signed,
+    exponentiate_simplex,
+    exponentiated_gradient,
+    keep_params_in,
+    projection_simplex_kl,
+    projection_spectral_ball,
+)
+from optax_igr.operators import conv_operator, matrix_operator
+from optax_igr.penalties import (
+    add_gradient_penalty,
+    add_igr,
+    add_microbatch_gradient_penalty,
+    add_schatten_decay,
+    add_spectral_decay,
+    cancel_igr,
+    extrapolated_gradient_penalty,
+    extrapolation_eval_params,
+    hold_igr,
+    igr_coefficient,
+    modified_loss,
+)
+from optax_igr.step_size import (
+    adapt_scale,
+    egdd,
+    factor_table,
+    layerwise_decay,
+    limit_by_curvature,
+    scale_by_cauchy_step,
+    scale_by_gain,
+    scale_by_path,
+)
+
+if TYPE_CHECKING:
+    # For type checkers and editors, which do not follow `__getattr__`.
+    from optax_igr import diagnostics, flax, flows, operators
 
 __version__ = importlib.metadata.version("optax_igr")
+
+_MODULES = ("diagnostics", "flax", "flows", "operators")
+
+__all__ = [
+    "__version__",
+    "adapt_scale",
+    "add_gradient_penalty",
+    "add_igr",
+    "add_microbatch_gradient_penalty",
+    "add_schatten_decay",
+    "add_spectral_decay",
+    "cancel_igr",
+    "conv_operator",
+    "diagnostics",
+    "eg_plus_minus",
+    "egdd",
+    "exponentiate",
+    "exponentiate_hypentropy",
+    "exponentiate_signed",
+    "exponentiate_simplex",
+    "exponentiated_gradient",
+    "extrapolated_gradient_penalty",
+    "extrapolation_eval_params",
+    "factor_table",
+    "fill_masked",
+    "flax",
+    "flows",
+    "hold_igr",
+    "igr_coefficient",
+    "keep_params_in",
+    "layerwise_decay",
+    "limit_by_curvature",
+    "matrix_operator",
+    "mean_over",
+    "microbatched",
+    "modified_loss",
+    "multibatch_lbfgs",
+    "newton_cg",
+    "operators",
+    "overlapping_batches",
+    "projection_simplex_kl",
+    "projection_spectral_ball",
+    "scale_by_cauchy_step",
+    "scale_by_gain",
+    "scale_by_multibatch_lbfgs",
+    "scale_by_newton_cg",
+    "scale_by_path",
+    "scale_by_sqn",
+    "slbfgs",
+    "sqn",
+    "svrg",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at the first use: `flax` needs a package that the toolkit itself does not, and the others take time.
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

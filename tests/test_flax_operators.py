@@ -9,14 +9,14 @@ from flax import linen, nnx
 
 import optax_igr.diagnostics
 import optax_igr.flax
-from optax_igr._core import operators
+from optax_igr.operators import leaves
 
 
 def resolved(operator, params):
     return {
         jax.tree_util.keystr(path): choice
         for path, choice in jax.tree_util.tree_leaves_with_path(
-            operators.resolve("name", params, operator)
+            leaves.resolve("name", params, operator)
         )
     }
 
@@ -156,4 +156,4 @@ def test_what_is_unknown_is_named():
     transposed = nnx.ConvTranspose(1, 1, (3,), rngs=rngs)
     operator = optax_igr.flax.operators(transposed)
     with pytest.raises(ValueError, match=r"nothing is known of the parameter \['kernel'\]"):
-        operators.resolve("name", nnx.as_pure(nnx.state(transposed, nnx.Param)), operator)
+        leaves.resolve("name", nnx.as_pure(nnx.state(transposed, nnx.Param)), operator)

@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import inspect
 import re
+import subprocess
+import sys
 import types
 
 import optax
@@ -16,7 +18,10 @@ ROOMS = {
     "optax_igr.penalties": """
         add_gradient_penalty add_microbatch_gradient_penalty extrapolated_gradient_penalty
         extrapolation_eval_params add_igr cancel_igr hold_igr modified_loss igr_coefficient
-        add_schatten_decay add_spectral_decay matrix_operator conv_operator""",
+        add_schatten_decay add_spectral_decay""",
+    "optax_igr.operators": """
+        matrix_operator conv_operator spectral_norm spectral_norm_bound schatten_norm
+        frobenius_norm""",
     "optax_igr.geometry": """
         exponentiate exponentiate_simplex exponentiate_hypentropy exponentiate_signed
         exponentiated_gradient eg_plus_minus keep_params_in projection_spectral_ball
@@ -25,7 +30,7 @@ ROOMS = {
         scale_by_gain adapt_scale egdd scale_by_cauchy_step limit_by_curvature scale_by_path
         layerwise_decay factor_table""",
     "optax_igr.curvature": """
-        scale_by_newton_cg newton_cg scale_by_stochastic_lbfgs sqn svrg slbfgs
+        scale_by_newton_cg newton_cg scale_by_sqn sqn svrg slbfgs
         scale_by_multibatch_lbfgs multibatch_lbfgs overlapping_batches""",
     "optax_igr.flows": """
         gradient_flow modified_flow flow_from_step optimizer_flow adam_flow minibatch_flow
@@ -34,8 +39,8 @@ ROOMS = {
         implicit_regularization monitor_drift sharpness lipschitz_bounds spectral_norm
         parameter_robustness input_robustness""",
 }
-HELPERS = "fill_masked microbatched"
-SUBMODULES = ("optax_igr.flows", "optax_igr.diagnostics")
+HELPERS = "fill_masked mean_over microbatched matrix_operator conv_operator"
+SUBMODULES = ("optax_igr.flows", "optax_igr.diagnostics", "optax_igr.operators")
 
 
 def public_functions(module_name):
@@ -125,3 +130,27 @@ def test_the_examples_run(name):
     results = doctest.DocTestRunner().run(test, out=output.append)
     assert results.failed == 0, "".join(output)
     assert results.attempted > 0
+
+
+def test_the_rooms_are_attributes_after_a_plain_import():
+    """`import optax_igr` alone, in a fresh interpreter; and it loads neither Flax nor Diffrax."""
+    program = """
+import sys, optax_igr
+assert "flax" not in sys.modules and "diffrax" not in sys.modules
+for name in ("flows", "diagnostics", "operators", "flax"):
+    assert name in dir(optax_igr) and getattr(optax_igr, name).__name__ == f"optax_igr.{name}"
+try:
+    optax_igr.no_such_room
+except AttributeError as error:
+    assert "no_such_room" in str(error)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("module_name", ["optax_igr", *ROOMS, "optax_igr.flax"])
+def test_all_names_the_public_face(module_name):
+    """`from module import *` gives every public function, and nothing that is not there."""
+    module = importlib.import_module(module_name)
+    assert set(public_functions(module_name)) <= set(module.__all__)
+    for name in module.__all__:
+        assert hasattr(module, name)

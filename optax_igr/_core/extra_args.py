@@ -4,6 +4,9 @@ Optax, its line searches, `optax.lbfgs` and `optimistix` agree on the name `valu
 contains them and this library's transforms takes one set of keywords.
 """
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 MEANINGS = {
@@ -17,6 +20,72 @@ MEANINGS = {
     "outputs_fn": "`params -> outputs` of the model",
     "output_loss_fn": "`outputs -> scalar`; composed with `outputs_fn` it is `value_fn`",
 }
+
+# The functions among them, with the number of arguments that they are called with by position.
+POSITIONAL_ARGUMENTS = {
+    "value_fn": 1,
+    "curvature_value_fn": 1,
+    "overlap_value_fn": 1,
+    "full_value_fn": 1,
+    "microbatch_value_fn": 2,
+    "outputs_fn": 1,
+    "output_loss_fn": 1,
+}
+
+
+def bound(transform: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Binds to each function among the extra arguments the further ones that it names.
+
+    This is the convention of Optax's line searches: `update(..., value_fn=fn, x=x)` calls `fn(params, x=x)`. The
+    arguments stay among the extra ones too, since another function or an optimizer inside may name them.
+
+    Args:
+      transform: the public name, for the error.
+      arguments: the extra arguments of one `update`.
+
+    Returns:
+      The arguments, with functions of the parameters alone.
+
+    Raises:
+      ValueError: where an argument that must be a function is none.
+    """
+    result = dict(arguments)
+    for name, num_positional in POSITIONAL_ARGUMENTS.items():
+        function = arguments.get(name)
+        if function is None:
+            continue
+        if not callable(function):
+            raise ValueError(
+                f"{transform}: `{name}` must be a function ({MEANINGS[name]}), got {function!r}."
+            )
+        keywords = {
+            key: arguments[key]
+            for key in _parameter_names(function)[num_positional:]
+            if key in arguments
+        }
+        if keywords:
+            result[name] = functools.partial(function, **keywords)
+    return result
+
+
+def mapped(arguments: Mapping[str, Any], wrap: Callable[[Callable], Callable]) -> dict[str, Any]:
+    """Applies `wrap` to every function of the parameters among the extra arguments."""
+    result = dict(arguments)
+    for name in POSITIONAL_ARGUMENTS:
+        # The output loss is a function of the outputs.
+        if name != "output_loss_fn" and arguments.get(name) is not None:
+            result[name] = wrap(arguments[name])
+    return result
+
+
+def _parameter_names(function: Callable) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        # A function that is written in C may have no signature.
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [parameter.name for parameter in parameters if parameter.kind not in variadic]
 
 
 def require(transform: str, **arguments: Any) -> None:

@@ -1,11 +1,13 @@
 """Hyper-parameters that are numbers or schedules: their validation and their value at a step."""
 
+import functools
 import math
 import numbers
 from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
@@ -27,6 +29,88 @@ def optional_value_at(
     return None if scalar_or_schedule is None else value_at(scalar_or_schedule, count)
 
 
+def checked(
+    transform: str,
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    otherwise: float | None = None,
+    allow_infinite: bool = False,
+) -> optax.ScalarOrSchedule:
+    """Returns a hyper-parameter that stays in its range at every step.
+
+    A number out of range raises an error now. A schedule, or a number that is traced (`optax.inject_hyperparams`
+    traces every number), shows its values only while it runs, where nothing can be raised and one bad value would
+    stay in the state for ever. There a value beyond `at_least` or `below` is moved to the nearest one in range, and
+    one that is not finite, or not above `above`, becomes `otherwise`.
+
+    Args:
+      transform: the public name.
+      name: the argument's name.
+      value: a number or a schedule.
+      at_least: the least value.
+      above: a bound that must be exceeded.
+      below: a bound that must not be reached.
+      otherwise: what a value without meaning becomes; None is `at_least`, or 0 where that is None.
+      allow_infinite: whether infinity is a value of this argument, such as "no limit".
+
+    Returns:
+      The number as it is, or a schedule or traced number in range.
+
+    Raises:
+      ValueError: for a number out of range.
+    """
+    if otherwise is None:
+        otherwise = 0.0 if at_least is None else at_least
+    in_range = functools.partial(
+        _in_range,
+        at_least=at_least,
+        above=above,
+        below=below,
+        otherwise=otherwise,
+        allow_infinite=allow_infinite,
+    )
+    if callable(value):
+        return lambda count: in_range(value(count))
+    check_scalar(
+        transform,
+        name,
+        value,
+        at_least=at_least,
+        above=above,
+        below=below,
+        expected="a real number or a schedule",
+        allow_infinite=allow_infinite,
+    )
+    return in_range(value) if isinstance(value, jax.core.Tracer) else value
+
+
+def _in_range(value, *, at_least, above, below, otherwise, allow_infinite):
+    if isinstance(value, int | float):
+        # A Python number stays one: it would otherwise decide the dtype of what it multiplies.
+        value = float(value)
+        has_meaning = math.isfinite(value) or (allow_infinite and not math.isnan(value))
+        if not has_meaning or (above is not None and value <= above):
+            return otherwise
+        value = value if at_least is None else max(value, at_least)
+        return value if below is None else min(value, math.nextafter(below, -math.inf))
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        value = value.astype(float)
+    has_meaning = ~jnp.isnan(value) if allow_infinite else jnp.isfinite(value)
+    if above is not None:
+        has_meaning &= value > above
+    if at_least is not None:
+        value = jnp.maximum(value, at_least)
+    if below is not None:
+        largest = below - float(jnp.finfo(value.dtype).epsneg) * max(abs(below), 1e-30)
+        value = jnp.minimum(value, largest)
+    return jnp.where(has_meaning, value, otherwise)
+
+
 def check_scalar_or_schedule(
     transform: str,
     name: str,
@@ -41,8 +125,15 @@ def check_scalar_or_schedule(
     A traced number (`optax.inject_hyperparams` makes one of every number) has no value to compare.
     """
     if not callable(value):
-        bounds = {"at_least": at_least, "above": above, "below": below}
-        check_scalar(transform, name, value, **bounds, expected="a real number or a schedule")
+        check_scalar(
+            transform,
+            name,
+            value,
+            at_least=at_least,
+            above=above,
+            below=below,
+            expected="a real number or a schedule",
+        )
 
 
 def check_scalar(
@@ -54,6 +145,7 @@ def check_scalar(
     above: float | None = None,
     below: float | None = None,
     expected: str = "a real number",
+    allow_infinite: bool = False,
 ) -> None:
     """Raises a `ValueError` that names the argument unless it is a number in range."""
     bounds = [
@@ -75,6 +167,9 @@ def check_scalar(
         and (below is None or number < below)
         and not math.isnan(number)
     )
+    if math.isinf(number) and not allow_infinite:
+        expected = expected.replace("real", "finite real")
+        raise ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
     if not in_range:
         raise error
 

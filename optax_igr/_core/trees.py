@@ -3,12 +3,14 @@
 An inner product is `sum(x * y)` leaf by leaf, never a ravel: a sharded leaf stays sharded.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -24,6 +26,16 @@ def widened(dtype: Any) -> Any:
     return dtype
 
 
+def widest(*dtypes: Any) -> Any:
+    """Returns the narrowest dtype that holds all of these.
+
+    Also where JAX is told to promote nothing by itself (`jax_numpy_dtype_promotion=strict`): this library chooses the
+    dtypes of its own accumulations, and that setting is about what a program promotes without choosing.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
+
+
 def widen(tree: Tree) -> Tree:
     """Casts bfloat16 and float16 leaves to float32 and leaves the others alone."""
     return jax.tree.map(lambda x: jnp.asarray(x, widened(jnp.asarray(x).dtype)), tree)
@@ -37,12 +49,87 @@ def is_narrow(tree: Tree) -> bool:
 def scalar_dtype(tree: Tree) -> Any:
     """Returns the real dtype of an inner product over the tree: float32, or the widest of its leaves."""
     dtypes = [jnp.finfo(x.dtype).dtype for x in jax.tree.leaves(tree) if is_inexact(x)]
-    return jnp.result_type(jnp.float32, *dtypes)
+    return widest(jnp.float32, *dtypes)
 
 
 def is_inexact(x: Any) -> bool:
     """Says whether a leaf holds real or complex numbers."""
-    return jnp.issubdtype(x.dtype, jnp.inexact)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def as_array(x: Any) -> Any:
+    """Returns a NumPy array or a Python number as a JAX array, and any array without its weak type.
+
+    What is no number (an abstract array, a random key, a function in a module's tree) stays as it is.
+    """
+    if isinstance(x, jax.Array):
+        # A random key has no weak type.
+        is_weak = getattr(x, "weak_type", False)
+        return jax.lax.convert_element_type(x, x.dtype) if is_weak else x
+    if isinstance(x, bool | int | float | complex):
+        return jnp.asarray(x, jnp.asarray(x).dtype)
+    if isinstance(x, np.ndarray | np.generic) and (
+        jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool
+    ):
+        return jnp.asarray(x)
+    return x
+
+
+def as_arrays(tree: Tree) -> Tree:
+    """Applies :func:`as_array` to every leaf, so that Optax's NumPy trees and restored states are accepted."""
+    return jax.tree.map(as_array, tree)
+
+
+def is_box(x: Any) -> bool:
+    """Says whether a node only holds a value and metadata: a variable of NNX, or a box of Linen.
+
+    They are known by their methods, since this package does not need Flax.
+    """
+    return all(hasattr(x, name) for name in ("get_value", "get_metadata")) or all(
+        hasattr(x, name) for name in ("unbox", "replace_boxed")
+    )
+
+
+def unboxed(tree: Tree) -> Tree:
+    """Puts its value in the place of every box, however many there are around it."""
+
+    def value(x):
+        if not is_box(x):
+            return x
+        return unboxed(jax.tree.leaves(x, is_leaf=lambda child: child is not x)[0])
+
+    return jax.tree.map(value, tree, is_leaf=is_box)
+
+
+def leaves_with_path(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
+    """Returns the leaves with their paths, in which a box is no step.
+
+    NNX hands variables to `init` and their values to `update`. A rule on paths must see the same in both.
+    """
+    return jax.tree_util.tree_leaves_with_path(unboxed(tree))
+
+
+def map_with_path(function: Callable, tree: Tree, *rest: Tree) -> Tree:
+    """Maps `function(path, leaf, *others)` over a tree, with the paths of :func:`leaves_with_path`."""
+    leaves, structure = jax.tree.flatten(tree)
+    others = [structure.flatten_up_to(other) for other in rest]
+    paths = [path for path, _ in leaves_with_path(tree)]
+    return structure.unflatten(
+        [function(*arguments) for arguments in zip(paths, leaves, *others, strict=True)]
+    )
+
+
+def is_function(x: Any) -> bool:
+    """Says whether an argument that may be a tree or a function of one is the function.
+
+    A module of Equinox is both: a tree that can be called. It counts as the tree that it is.
+    """
+    return callable(x) and jax.tree_util.treedef_is_leaf(jax.tree.structure(x))
+
+
+def spell(path: tuple[Any, ...]) -> str:
+    """Writes a path for an error message or a table: `layers/0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "at the root"
 
 
 def cast_like(tree: Tree, reference: Tree) -> Tree:
@@ -54,11 +141,11 @@ def inner_product(x: Tree, y: Tree) -> jax.Array:
     r"""Returns :math:`\mathrm{Re}\,\langle x, y \rangle`, accumulated in float32 or wider."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(widened(a.dtype), widened(b.dtype))
+        dtype = widest(widened(a.dtype), widened(b.dtype))
         return jnp.sum(jnp.real(jnp.conj(a.astype(dtype)) * b.astype(dtype)))
 
     products = jax.tree.leaves(jax.tree.map(leaf, x, y))
-    dtype = jnp.result_type(jnp.float32, *products) if products else jnp.float32
+    dtype = widest(jnp.float32, *(product.dtype for product in products))
     return sum((product.astype(dtype) for product in products), jnp.zeros([], dtype))
 
 
@@ -69,10 +156,12 @@ def squared_norm(x: Tree) -> jax.Array:
 
 def unit(x: Tree) -> tuple[Tree, jax.Array]:
     r"""Returns :math:`x / \|x\|` in float32 or wider, and :math:`\|x\|`; zero for a zero tree."""
-    norm = jnp.sqrt(squared_norm(x))
-    # Dividing by one where the norm is zero keeps a zero gradient a zero, where 0/0 is NaN.
-    safe = jnp.where(norm > 0, norm, 1)
-    return scale(1 / safe, widen(x)), norm
+    squared = squared_norm(x)
+    # One in the place of zero keeps a zero gradient a zero, where 0/0 is NaN. It comes before the root, whose
+    # derivative at zero is infinite: 0 times that would be NaN too.
+    is_zero = squared == 0
+    root = jnp.sqrt(jnp.where(is_zero, 1, squared))
+    return scale(1 / root, widen(x)), jnp.where(is_zero, 0, root)
 
 
 def scale(factor: ArrayLike, tree: Tree) -> Tree:
@@ -82,12 +171,17 @@ def scale(factor: ArrayLike, tree: Tree) -> Tree:
 
 def add(x: Tree, y: Tree) -> Tree:
     """Adds two trees in the wider dtype of each pair of leaves."""
-    return jax.tree.map(jnp.add, x, y)
+    return jax.tree.map(functools.partial(_in_wider_dtype, jnp.add), x, y)
 
 
 def subtract(x: Tree, y: Tree) -> Tree:
     """Subtracts two trees in the wider dtype of each pair of leaves."""
-    return jax.tree.map(jnp.subtract, x, y)
+    return jax.tree.map(functools.partial(_in_wider_dtype, jnp.subtract), x, y)
+
+
+def _in_wider_dtype(operation, x, y):
+    dtype = widest(x.dtype, y.dtype)
+    return operation(x.astype(dtype), y.astype(dtype))
 
 
 def all_finite(tree: Tree) -> jax.Array:
@@ -124,12 +218,13 @@ def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable
       The tree with `None` in the place of every leaf that is masked out or is not a real or complex
       number, and a function that puts the leaves left out back into a tree of that kind.
     """
-    mask = mask(tree) if callable(mask) else mask
+    # A mask is made from values and is one of values, whether or not the parameters come in boxes.
+    mask = unboxed(mask(unboxed(tree)) if is_function(mask) else mask)
     mask = True if mask is None else mask
     try:
         selected = jax.tree.map(
             lambda keep, branch: jax.tree.map(
-                lambda x: x if keep and jnp.issubdtype(x.dtype, jnp.inexact) else None, branch
+                lambda x: x if keep and is_inexact(x) else None, branch
             ),
             mask,
             tree,
@@ -140,10 +235,14 @@ def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable
         ) from error
 
     def fill(replacement: Tree) -> Tree:
+        pairs = zip(jax.tree.leaves(replacement), jax.tree.leaves(selected), strict=True)
+        # A difference takes narrow parameters in float32: the ones held constant follow, so that the loss sees
+        # one dtype.
+        is_widened = any(new.dtype != old.dtype for new, old in pairs)
         return jax.tree.map(
             lambda new, old: old if new is None else new,
             replacement,
-            tree,
+            widen(tree) if is_widened else tree,
             is_leaf=lambda x: x is None,
         )
 
@@ -155,6 +254,17 @@ def part_of(tree: Tree, selected: Tree) -> Tree:
     return jax.tree.map(
         lambda s, x: None if s is None else x, selected, tree, is_leaf=lambda x: x is None
     )
+
+
+def narrowed_like(tree: Tree, reference: Tree) -> Tree:
+    """Gives every leaf that is wider than its counterpart the dtype of that, for :func:`check_like`."""
+
+    def dtype(x, r):
+        return r.dtype if widest(x.dtype, r.dtype) == x.dtype else x.dtype
+
+    if jax.tree.structure(tree) != jax.tree.structure(reference):
+        return tree
+    return jax.tree.map(lambda x, r: jax.ShapeDtypeStruct(x.shape, dtype(x, r)), tree, reference)
 
 
 def check_like(transform: str, params: Any, **trees: Any) -> None:

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import hyperparameters, operator_norms, operators, trees
+from optax_igr._core import hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.diagnostics import _progress
+from optax_igr.operators import leaves, schatten
 
 _NAME = "lipschitz_bounds"
 _POWER_STEPS = 3
@@ -150,7 +151,7 @@ def _product_of_norms(params: Any, operator: Any) -> jax.Array:
                 f"{_NAME}: {jax.tree_util.keystr(path)} is the scale of a normalisation layer, whose Lipschitz "
                 f"constant depends on its statistics, and which is not among the known layers."
             )
-    chosen = operators.resolve(_NAME, params, operator)
+    chosen = leaves.resolve(_NAME, params, operator)
 
     def norm(choice, weight):
         if choice.stack_shape(weight.shape):
@@ -158,10 +159,10 @@ def _product_of_norms(params: Any, operator: Any) -> jax.Array:
                 f"{_NAME}: a weight of shape {list(weight.shape)} is a stack of matrices by {choice}; expected one "
                 f"operator a layer."
             )
-        return operator_norms.spectral_norm_bound(choice, weight)
+        return schatten.spectral_norm_bound(choice, weight)
 
-    norms = jax.tree.leaves(operators.map_operators(norm, chosen, params))
-    product = jnp.ones([], jnp.result_type(jnp.float32, *norms))
-    for factor in norms:
+    factors = jax.tree.leaves(leaves.map_operators(norm, chosen, params))
+    product = jnp.ones([], jnp.result_type(jnp.float32, *factors))
+    for factor in factors:
         product = product * factor
     return product

@@ -14,7 +14,8 @@ from typing import Any
 
 import jax
 
-from optax_igr._core import hyperparameters, operator_norms, operators
+from optax_igr._core import hyperparameters
+from optax_igr.operators import clip, leaves
 
 _NAME = "projection_spectral_ball"
 
@@ -60,7 +61,7 @@ def projection_spectral_ball(
     if callable(radius):
         raise ValueError(f"{_NAME}: `radius` must be a constant, got a schedule.")
     hyperparameters.check_scalar_or_schedule(_NAME, "radius", radius, above=0)
-    chosen = operators.resolve(_NAME, tree, operator)
+    chosen = leaves.resolve(_NAME, tree, operator)
 
     def project(path, choice, leaf):
         if choice is None:
@@ -71,7 +72,7 @@ def projection_spectral_ball(
                 f"convolution whose projection has no closed form; one has it with circular padding, without strides "
                 f"and dilation, for a kernel as large as the input. Got {choice}. Use add_spectral_decay."
             )
-        clipped = operator_norms.clip_singular_values(choice, leaf, radius)
+        clipped = clip.clip_singular_values(choice, leaf, radius)
         return clipped.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(project, chosen, tree, is_leaf=lambda x: x is None)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import control_flow, derivatives, extra_args, hyperparameters, trees
 from optax_igr.penalties import gradient_norm
 
 
@@ -24,7 +24,7 @@ def add_microbatch_gradient_penalty(
     num_microbatches: int,
     *,
     norm: str = "squared",
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
     safeguard: bool = False,
@@ -86,7 +86,7 @@ def add_microbatch_gradient_penalty(
         extra_args.require(transform, params=params, microbatch_value_fn=microbatch_value_fn)
         gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(transform, params, updates=updates, grad=gradient)
-        selected, fill = gradient_norm.selection(transform, params, options)
+        selected, fill = trees.select(transform, params, options.mask)
         radius_now = hyperparameters.optional_value_at(options.radius, state.count)
 
         def accumulate(total, index):
@@ -100,12 +100,13 @@ def add_microbatch_gradient_penalty(
                 norm=options.norm,
                 hvp=options.hvp,
                 radius=radius_now,
+                name=transform,
             )
             return trees.add(total, direction), None
 
         zero = jax.tree.map(jnp.zeros_like, trees.widen(selected))
         indices = jnp.arange(num_microbatches, dtype=jnp.int32)
-        total, _ = jax.lax.scan(accumulate, zero, indices)
+        total, _ = control_flow.scan(accumulate, zero, indices)
         coefficient_now = hyperparameters.value_at(coefficient, state.count)
         penalty = trees.scale(coefficient_now / num_microbatches, total)
         return gradient_norm.add_penalty(updates, gradient, penalty, state, options.safeguard)

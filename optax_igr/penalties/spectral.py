@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import extra_args, hyperparameters, operator_norms, operators, trees
+from optax_igr._core import hyperparameters, trees
+from optax_igr._core.transform import transform
+from optax_igr.operators import leaves, power_iteration
 
 _NAME = "add_spectral_decay"
 
@@ -94,38 +96,36 @@ def add_spectral_decay(
       Yoshida, Miyato, `Spectral Norm Regularization for Improving the Generalizability of Deep Learning
       <https://arxiv.org/abs/1705.10941>`_, 2017
     """
-    hyperparameters.check_scalar_or_schedule(_NAME, "coefficient", coefficient)
+    coefficient = hyperparameters.checked(_NAME, "coefficient", coefficient)
     hyperparameters.check_positive_integer(_NAME, "power_steps", power_steps)
 
     def init(params):
-        chosen = operators.resolve(_NAME, params, operator, mask)
-        norms, vectors = (
-            operators.as_state(operators.map_operators(function, chosen, params))
-            for function in (operator_norms.zero_norm, operator_norms.initial_vector)
+        chosen = leaves.resolve(_NAME, params, operator, mask)
+        zeros, vectors = (
+            leaves.as_state(leaves.map_operators(function, chosen, params))
+            for function in (leaves.zero_norm, power_iteration.initial_vector)
         )
-        return SpectralDecayState(jnp.zeros([], jnp.int32), norms, vectors)
+        return SpectralDecayState(jnp.zeros([], jnp.int32), zeros, vectors)
 
-    def update(updates, state, params=None, **unused):
+    def update(updates, state, params, **unused):
         del unused
-        extra_args.require(_NAME, params=params)
-        trees.check_like(_NAME, params, updates=updates)
         expected = jax.eval_shape(init, params).singular_vectors
         trees.check_state_like(_NAME, expected, singular_vectors=state.singular_vectors)
-        chosen = operators.resolve(_NAME, params, operator, mask)
+        chosen = leaves.resolve(_NAME, params, operator, mask)
         count = optax.safe_increment(state.count)
         if not jax.tree.leaves(chosen):
             return updates, state._replace(count=count)
-        triples = operators.map_operators(
-            lambda choice, weight, vector: operator_norms.power_iteration(
+        triples = leaves.map_operators(
+            lambda choice, weight, vector: power_iteration.iterate(
                 choice, weight, vector, power_steps
             ),
             chosen,
             params,
             state.singular_vectors,
         )
-        gradient, norms, vectors = operators.unzip(triples, chosen, 3)
+        gradient, measured, vectors = leaves.unzip(triples, chosen, 3)
         factor = hyperparameters.value_at(coefficient, state.count)
-        updates = operators.add_decay(updates, factor, gradient)
-        return updates, SpectralDecayState(count, norms, vectors)
+        updates = leaves.add_decay(updates, factor, gradient)
+        return updates, SpectralDecayState(count, measured, vectors)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(_NAME, init, update, needs=("params",))

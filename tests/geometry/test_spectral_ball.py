@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optax_igr
-from tests.core.test_operators import dense
+from tests.operators.test_operators import dense
 
 project = optax_igr.projection_spectral_ball
 DIAGONAL = jnp.diag(jnp.array([3.0, 2.0, 0.5], jnp.float64))

@@ -7,10 +7,11 @@ import pytest
 
 import optax_igr
 import optax_igr.diagnostics
-from optax_igr._core import operator_norms, operators
+from optax_igr.operators import leaves
+from optax_igr.operators import schatten as gram
 
-spectral_norm_bound = jax.jit(operator_norms.spectral_norm_bound, static_argnums=0)
-schatten_norm = jax.jit(operator_norms.schatten_norm, static_argnums=(0, 2))
+spectral_norm_bound = jax.jit(gram.spectral_norm_bound, static_argnums=0)
+schatten_norm = jax.jit(gram.gradient_and_norm, static_argnums=(0, 2))
 
 KERNEL = {"CIRCULAR": (3, 3), "SAME": (3, 3), "VALID": (3, 2), ((1, 0), (2, 1)): (3, 3)}
 
@@ -179,13 +180,13 @@ MATRIX = optax_igr.matrix_operator()
     ],
 )
 def test_operators_by_tree_by_function_and_by_default(operator, mask, expected):
-    chosen = operators.resolve("name", KERNELS, operator, mask)
+    chosen = leaves.resolve("name", KERNELS, operator, mask)
     assert [chosen["bias"], chosen["conv"], chosen["dense"]] == expected
 
 
 def test_a_function_sees_jax_key_paths():
     seen = []
-    operators.resolve(
+    leaves.resolve(
         "name", {"a": [jnp.ones([2, 2])]}, lambda path, leaf: seen.append((path, leaf.shape))
     )
     assert [(jax.tree_util.keystr(path), shape) for path, shape in seen] == [("['a'][0]", (2, 2))]
@@ -210,10 +211,10 @@ def test_a_function_sees_jax_key_paths():
 def test_what_is_no_operator_is_named(operator, message):
     if message is None:
         # A stack of 3 × 3 matrices is what was asked for, if not what was meant.
-        assert operators.resolve("name", KERNELS, operator)["conv"] == MATRIX
+        assert leaves.resolve("name", KERNELS, operator)["conv"] == MATRIX
         return
     with pytest.raises(ValueError, match=message):
-        operators.resolve("name", KERNELS, operator)
+        leaves.resolve("name", KERNELS, operator)
 
 
 @pytest.mark.parametrize(
