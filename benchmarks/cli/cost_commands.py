@@ -37,6 +37,7 @@ def _measure(kind: str, measure: Callable[..., list], folder: Path, *args: Any, 
         found = measure(*args, **settings, progress=status.update)
     print_table(TITLES[kind], *tables.cells(COSTS[kind], table(found)))
     path = folder / f"{kind}.jsonl"
+    # In place of an earlier call's: half of an old table beside a new one cannot be compared.
     records.write(path, found)
     console.print(f"records: {path.resolve()}")
 

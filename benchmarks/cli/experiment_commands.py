@@ -63,6 +63,7 @@ def _running(name: str, choose_techniques: Any = None) -> Callable[..., None]:
         with readable_errors("--techniques"):
             chosen = techniques and sweep.find_techniques(experiment, techniques)
         folder = writable(out or new_folder(name))
+        # Before JAX starts: afterwards the number of devices is fixed.
         runner.use_every_core()
         with progress() as advance, readable_errors():
             runs = sweep.run(

@@ -18,6 +18,7 @@ def _listed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
 
     def parser(text: str) -> list[Any]:
         parts = [part.strip() for part in text.split(",") if part.strip()]
+        # An empty list would silently mean the experiment's own choice.
         if not parts:
             raise typer.BadParameter("expected one or more values between commas.")
         try:
@@ -34,6 +35,7 @@ def _number(kind: type, name: str) -> Callable[[str], Any]:
             value = kind(text)
         except ValueError:
             value = 0
+        # Also refuses NaN, which no comparison holds for.
         if not 0 < value < float("inf"):
             raise ValueError(f"{text!r} is not a positive {name}.")
         return value

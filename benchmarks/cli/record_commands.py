@@ -63,6 +63,7 @@ def _pack(
 ) -> None:
     target = folder / f"{name}.jsonl.gz"
     with readable_errors():
+        # What cannot be shown is not packed: the next `results` would fail on it.
         markdown.read(source, markdown.shown_by(target, PRESENTATIONS))
         writable(folder)
         records.pack(source, target)
@@ -107,6 +108,7 @@ def _diff(
         print_table(f"{before} → {after}", *compare.cells(found, failed))
     for remark in compare.remarks(first, second):
         console.print(remark, highlight=False)
+    # A limit on what is not there must not pass in silence.
     absent = [measure for measure in limits if measure not in {d.measure for d in found}]
     if absent or not found:
         console.print(f"the two files have no {' and no '.join(absent) or 'run'} to compare")

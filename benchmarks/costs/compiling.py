@@ -37,6 +37,7 @@ def compiled(
       ValueError: where the compiler gives no analysis.
     """
     began = time.perf_counter()
+    # Lowered and compiled apart from the first call, so that its time is that of compilation alone.
     program = jax.jit(fn, donate_argnums=donate_argnums).lower(*arguments).compile()
     seconds = time.perf_counter() - began
     memory, analysis = program.memory_analysis(), program.cost_analysis()

@@ -78,6 +78,7 @@ def products(activation: Callable) -> dict[str, TimedProgram]:
     exact = _exact(activation)
     found = {"gradient": _program(lambda p, b: jax.grad(value_fn)(p, b), params, batch)}
     for mode in MODES:
+        # The coefficient at which the updates are g + Hg.
         penalty = optax_igr.add_gradient_penalty(0.5, hvp=mode)
 
         def product(p, b, penalty=penalty):
@@ -96,6 +97,7 @@ def directions() -> dict[str, TimedProgram]:
     value_fn = functools.partial(loss, activation)
 
     def extra(batch, data):
+        # A quarter of the batch is shared with the last one, as in the comparison of runs.
         size = BATCH_SIZE // 4
         return {
             "value_fn": lambda p: value_fn(p, batch),
@@ -116,6 +118,7 @@ def directions() -> dict[str, TimedProgram]:
         del batch, data
         return {}
 
+    # Exactly ten products: no tolerance that would end them earlier.
     newton = {"damping": 1.0, "tolerance": 0.0, "warm_start": False, "max_steps": 10}
     full = CURVATURE_BATCHES / CYCLE
     stochastic = {

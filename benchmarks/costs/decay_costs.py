@@ -157,6 +157,7 @@ class _Normalized(nnx.Module):
 
     def __call__(self, x):
         for index, layer in enumerate(self.layers):
+            # The power iteration runs at every step, as in training.
             x = layer(nnx.relu(x) if index else x, update_stats=True)
         return x
 
@@ -181,6 +182,7 @@ def _normalized_step(widths, batch):
 
 
 def _compiled(name, step, begin, interval, products, batch):
+    # Compiled from shapes: the arrays are made at every timing, as they are donated.
     params, state = jax.eval_shape(begin)
     program = compiled(step, params, state, batch, donate_argnums=(0, 1))
 
@@ -192,6 +194,7 @@ def _compiled(name, step, begin, interval, products, batch):
 
 def _seconds(step):
     """Returns the seconds of the first and of the second step from a fresh state: a refresh, and none."""
+    # From a fresh state the first step is due for a refresh, and the second is not.
     carry = jax.block_until_ready(step.begin())
     times = []
 

@@ -94,7 +94,9 @@ def measure(
     unknown = sorted(set(names) - STEPS.keys())
     if unknown:
         raise ValueError(f"no elementwise step {unknown[0]!r}; there are {', '.join(STEPS)}.")
+    # A ratio needs its baseline in the same rounds.
     needed = {*names, *(STEPS[name].baseline for name in names)}
+    # Rows, so that a simplex has an axis to sum along.
     gradient = jax.random.normal(jax.random.key(0), (-(-size // ROW), ROW), jnp.float32)
     running = {}
     for name in (name for name in STEPS if name in needed):

@@ -74,9 +74,11 @@ def measure(
       rounds: how often each step is timed.
       progress: told what is being done.
     """
+    # Every figure is a ratio to it.
     if BASELINE not in [t.name for t in techniques]:
         techniques = [TECHNIQUES[BASELINE], *techniques]
     problem = network(widths, batch_size)
+    # Counting steps operation by operation, so on a small network: the counts are the same.
     small = network((16, 16, 16, 10), 32)
     steps, counts = {}, {}
     for technique in techniques:
@@ -107,6 +109,7 @@ def measure(
             "products": products,
             "state_copies": num_bytes(state) / num_bytes(params),
             "compile_seconds": program.seconds,
+            # XLA's FLOPs of a loop are those of one turn: the table marks them.
             "has_loop": " while(" in program.call.as_text(),
         }
         if name in TWINS:
@@ -157,6 +160,7 @@ def _difference_by_hand(loss):
     def step(params, state, batch):
         g = jax.grad(loss)(params, batch)
         norm = jnp.sqrt(sum(jnp.sum(x * x) for x in jax.tree.leaves(g)))
+        # Any radius costs the same.
         radius = jnp.finfo(jnp.float32).eps ** 0.5
         shifted = jax.tree.map(lambda p, g: p + radius / norm * g, params, g)
         there = jax.grad(loss)(shifted, batch)

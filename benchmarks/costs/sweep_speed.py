@@ -62,6 +62,7 @@ def measure(
 
 def _measure(runs, epochs, technique, loop_runs, seeds, progress):
     task = problem(epochs)
+    # Below where the runs diverge: NaN is no slower, but its losses cannot be compared.
     rates = np.geomspace(0.01, 0.3, runs // seeds).tolist()
     planned = [
         runner.Run(technique, technique.named_settings(rate), seed)
@@ -72,6 +73,7 @@ def _measure(runs, epochs, technique, loop_runs, seeds, progress):
     found = runner.run_all(task, planned, num_points=1)
     # Each chunk of runs has the seconds of its own program.
     program_seconds = sum(t.seconds_per_step for t in found) * task.num_steps
+    # Spread over the grid, so that all rates are among them.
     timed = planned[:: max(1, runs // loop_runs)] if loop_runs else planned
     progress(f"{len(timed)} of {runs} runs as a loop")
     losses, loop_seconds, loop_compile = _loop(task, technique, timed)

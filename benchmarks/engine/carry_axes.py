@@ -28,6 +28,7 @@ def carry_axes(
       step_inputs: shapes and dtypes.
       step_axes: which of them have the leading axis of the runs: 0 or None.
     """
+    # What depends on the run at the start already.
     carry, batched = _batched_leaves(begin, (0,) * len(inputs), *inputs)
     leaves, structure = jax.tree.flatten(carry)
     while True:
@@ -39,6 +40,7 @@ def carry_axes(
         _, after = _batched_leaves(
             step, (axes, *step_axes), jax.tree.unflatten(structure, given), *step_inputs
         )
+        # Only ever from unbatched to batched, so this ends.
         grown = [a or b for a, b in zip(batched, after, strict=True)]
         if grown == batched:
             return axes
@@ -55,6 +57,7 @@ def _batched_leaves(fn, axes, *arguments):
 
     @probe.def_vmap
     def _(axis_size, in_batched, leaves):
+        # JAX calls this rule with what it knows of each leaf; there is no public way to ask.
         found.append(in_batched[0])
         return leaves, in_batched[0]
 

@@ -46,6 +46,7 @@ def count_gradients(
         for step in range(last):
             if step == first:
                 ledger.gradients = ledger.products = 0.0
+            # Sharing is counted within a step alone: the next one has another batch.
             ledger.seen.clear()
             batch = _example_batch(problem, step)
             params, state = training_step.update(
@@ -73,6 +74,7 @@ class _Ledger:
         weight = 1.0
         if self.batch_size is not None and batch is not None:
             weight = len(jax.tree.leaves(batch)[0]) / self.batch_size
+        # By content: two losses may be of the same examples under different names.
         batch_key = _fingerprint(batch)
 
         @jax.custom_jvp
@@ -103,6 +105,7 @@ class _Ledger:
 def _fingerprint(tree):
     """Returns the bytes of the leaves, or None where a leaf is being traced and has none."""
     leaves = jax.tree.leaves(tree)
+    # Under a transformation there is no value to compare: counted as new.
     if any(isinstance(x, Tracer) for x in leaves):
         return None
     return tuple(np.asarray(x).tobytes() for x in leaves)

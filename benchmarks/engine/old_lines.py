@@ -22,6 +22,7 @@ def as_new(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: for a line of no version.
     """
+    # Each version had a key that no other has.
     if "measures" in row:
         return dict(row)
     if "final" in row:

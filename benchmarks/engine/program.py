@@ -24,6 +24,7 @@ from benchmarks.engine.training_step import Given
 from benchmarks.problems.problem import Problem
 from benchmarks.techniques.technique import Plan, Settings, Technique
 
+# How an array lies on the devices: whole on each, or split by its leading axis of runs.
 _WHOLE, _RUNS = PartitionSpec(), PartitionSpec("runs")
 
 
@@ -64,7 +65,9 @@ class Program:
         self.problem, self.technique, self.num_steps = problem, technique, num_steps
         plan = Plan.of(problem, num_steps)
         self.mesh = _mesh(min(size, jax.device_count()))
+        # Every device takes the same number of runs, so the last ones may be repeated.
         self.size = -(-size // self.mesh.size) * self.mesh.size
+        # Once for all steps: a copy at every call would cost more than small steps.
         self.data, self.test = jax.device_put(
             (problem.train, problem.test), NamedSharding(self.mesh, _WHOLE)
         )
@@ -73,12 +76,14 @@ class Program:
         setting = jax.ShapeDtypeStruct((self.size,), jnp.float32)
         settings = dict.fromkeys(technique.settings, setting)
         seeds = jax.ShapeDtypeStruct((self.size,), jnp.uint32)
+        # Shapes alone: the starts are drawn when the program runs.
         start, given = jax.eval_shape(self._drawn, settings, seeds)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         self.axes = carry_axes(begin, start, step, (count, given, problem.train), (None, 0, None))
 
         def advance(first, last, carry, given, data):
             def loop(carry, given):
+                # The bounds are arguments, so that one compilation serves every stretch of the curve.
                 return jax.lax.fori_loop(
                     first, last, lambda count, carry: step(carry, count, given, data), carry
                 )
@@ -109,6 +114,7 @@ class Program:
         seeds = jnp.asarray([r.seed for r in padded], jnp.uint32, device=sharding)
         start, given = self._drawn(settings, seeds)
         carry = self.begin(*start)
+        # Some techniques are measured elsewhere than where they step, at an average for example.
         eval_params = jax.jit(jax.vmap(self.technique.eval_params, (self.axes.state, 0)))
 
         def measured(which):
@@ -121,6 +127,7 @@ class Program:
         for first, last in itertools.pairwise(points):
             began = time.perf_counter()
             carry = self.advance(int(first), int(last), carry, given, self.data)
+            # JAX returns before the steps are done; without this the clock would stop too early.
             jax.block_until_ready(carry)
             seconds += time.perf_counter() - began
             curve.append(measured("measures"))

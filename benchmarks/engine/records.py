@@ -59,6 +59,7 @@ def append(path: Path, records: Iterable[Record]) -> None:
     """Appends records to a file, which it makes; a torn last line is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gz":
+        # A compressed file has no end to append to that would keep its bytes repeatable.
         _store(path, _content(path) + _lines(records))
         return
     if path.exists():

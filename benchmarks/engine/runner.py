@@ -43,6 +43,7 @@ def run_all(
       One trajectory a run, in their order.
     """
     num_steps = num_steps or problem.num_steps
+    # Rounding may make two points equal where the run is shorter than the curve.
     points = np.unique(np.linspace(0, num_steps, num_points + 1).round().astype(int))
     size = _cached_size(problem, len(runs))
     while True:
@@ -83,6 +84,7 @@ def _num_cores():
 
 def _cached_size(problem, num_runs):
     """Returns the size of equal chunks whose parameters stay in the caches; all runs but on a CPU."""
+    # An accelerator gains from every further run, until its memory is full.
     if jax.default_backend() != "cpu":
         return num_runs
     params = jax.eval_shape(problem.init, jax.random.key(0))

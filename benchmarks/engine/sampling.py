@@ -20,6 +20,7 @@ def keys(seeds: chex.Array) -> chex.PRNGKey:
 
 def initial_params(problem: Problem, keys: chex.PRNGKey) -> chex.ArrayTree:
     """Returns the starts of the runs with these keys."""
+    # Cached by the function, since all techniques of a problem begin alike.
     return _compiled_init(problem.init)(keys)
 
 
@@ -44,8 +45,10 @@ def _draw(keys, num_examples, batch_size, num_steps):
         def one_epoch(epoch):
             examples = jnp.arange(num_examples, dtype=jnp.int32)
             order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+            # Whole batches alone; the rest of an epoch changes with its order.
             return order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
 
+        # One epoch after the other: the sorts of all epochs at once would need their memory at once.
         return jax.lax.map(one_epoch, epochs).reshape(-1, batch_size)[:num_steps]
 
     return jax.vmap(one_run)(keys)

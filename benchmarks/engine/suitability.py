@@ -16,6 +16,7 @@ def why_not(technique: Technique, problem: Problem, *, trace: bool = True) -> st
     What the two say of themselves is compared first. Then, with `trace`, one step is traced and none is taken: an error
     of the technique, such as that of a weight which it has no operator for, is the reason.
     """
+    # What a technique declares has a better message than what a trace would raise.
     asked = set(technique.extra_arguments)
     if technique.deterministic and problem.batch_size is not None:
         return "a deterministic minimizer needs steps that all see the same batch"
@@ -31,6 +32,7 @@ def why_not(technique: Technique, problem: Problem, *, trace: bool = True) -> st
     try:
         _trace_a_step(technique, problem)
     except (ValueError, TypeError) as error:
+        # The rest of a message is often a trace that says nothing to the reader.
         return str(error).splitlines()[0]
     return None
 

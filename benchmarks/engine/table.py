@@ -84,6 +84,7 @@ def setting_text(row: Any, spec: str = ".3g") -> str:
 
 def groups(runs: pd.DataFrame, by: Sequence[str] = RUN) -> dict[tuple, pd.DataFrame]:
     """Returns the groups of a table in the order of appearance, by the values of their columns."""
+    # Unsorted: tables and legends follow the order in which the experiment lists its entries.
     return dict(iter(runs.groupby(list(by), sort=False)))
 
 
@@ -112,6 +113,7 @@ def is_measured(runs: pd.DataFrame, name: str) -> bool:
 
 def curves(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Returns curves as a table: a row a point of a run's curve, with the columns of `RUN`, its label and its seed."""
+    # The curves alone are wanted: to repeat all measures for every point would be slow.
     kept = runs[[*RUN, "label", "seed"]]
     points = pd.DataFrame(
         [[list(curve[name]) for name in names] for curve in runs["curve"]],

@@ -53,12 +53,14 @@ def step(
     batch = data
     if given.batches is not None:
         examples = jax.lax.dynamic_index_in_dim(given.batches, count, keepdims=False)
+        # The data stay whole and the step picks its examples: batches made beforehand would not fit.
         batch = jax.tree.map(lambda x: x[examples], data)
         batch = batch if problem.shift is None else problem.shift(batch, count)
 
     def curvature_key():
         return jax.random.fold_in(jax.random.fold_in(given.key, _CURVATURE_STREAM), count)
 
+    # Made inside the step, from traced settings: so one program serves all of a grid.
     optimizer = technique.transform(given.settings, plan)
     return Carry(
         *update(

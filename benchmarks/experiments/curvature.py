@@ -168,6 +168,7 @@ def _figures(runs):
         best = at_lowest(own, means(own)["end"])
         measure = measure_of(own)
         title = "L − min L" if measure == "suboptimality" else "training loss"
+        # A diverged start would stretch the axis: nothing above three times the first loss is drawn.
         first = max(curve[measure][0] for curve in best["curve"])
         chart = charts.curves(
             best,

@@ -48,6 +48,7 @@ def draw(runs: pd.DataFrame) -> list[Figure]:
         ),
     }
     for name, (problems, measures, title, caption) in panels.items():
+        # The gradient is the unit: its dot would stand at one.
         own = runs[runs["problem"].isin(problems) & (runs["technique"] != "gradient")]
         if not own.empty:
             found.append(Figure(f"cost_of_{name}", title, caption, _dots(own, measures)))

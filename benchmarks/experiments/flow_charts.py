@@ -92,6 +92,7 @@ def _plane(rows, labels, domain, width, height):
         .mark_line(clip=True, strokeWidth=2)
         .encode(x=a, y=b, order="index:Q", color=hue, strokeDash=dash, tooltip=tooltip)
     )
+    # Gradient descent at the large rate, whose steps can be seen.
     steps = rows[rows["label"] == labels[1]]
     dots = (
         alt.Chart(figures.data(steps))
@@ -112,6 +113,7 @@ def _plane(rows, labels, domain, width, height):
 
 def _level_sets(domain):
     (a_low, a_high), (b_low, b_high) = domain
+    # Fine enough for a level set to look smooth in the close-up.
     a, b = np.linspace(a_low, a_high, 161), np.linspace(b_low, b_high, 161)
     loss = (0.6 - a[None] * b[:, None]) ** 2 / 2
     contours = contourpy.contour_generator(a, b, loss)

@@ -49,6 +49,7 @@ def _digits_problem(width: int, num_images: int):
     """Returns the cross-entropy of a tanh network 64-width-10, and a start, in float64."""
     pixels, targets = load_digits(return_X_y=True)
     images, labels = pixels[:num_images] / 16.0, np.eye(10)[targets[:num_images]]
+    # Drawn by NumPy in float64: the errors of high order need all digits.
     rng = np.random.default_rng(0)
     params = {
         "hidden": rng.normal(size=(64, width)) / 8,
@@ -123,8 +124,10 @@ def _optimizer_errors(name, order):
             updates, state = transform.update(jax.grad(value_fn)(params), state, params)
             return optax.apply_updates(params, updates), state
 
+        # A momentum that starts at zero follows its flow only after some steps.
         first = jax.lax.fori_loop(0, settling, step, (start, transform.init(start)))
         last, _ = jax.lax.fori_loop(0, num_steps, step, first)
+        # Twice, so that the integrator's own error is measured beside the flow's.
         tolerances = jnp.array([1e-12, 1e-10])
         ends = jax.lax.map(
             lambda tol: flows.integrate(
@@ -178,6 +181,7 @@ def _drift(order):
         params = jax.tree.map(jnp.asarray, start)
         _, path = jax.lax.scan(step, params, length=DIGITS_STEPS)
         times = DIGITS_RATE * jnp.arange(1, DIGITS_STEPS + 1)
+        # The last product may be one rounding beyond the end of the integration.
         times = times.at[-1].set(duration)
         paths = jax.lax.map(
             lambda tol: flows.integrate(field, params, duration, save_at=times, rtol=tol, atol=tol),

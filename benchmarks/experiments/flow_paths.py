@@ -45,6 +45,7 @@ def _steps(transform, learning_rate, num_steps, shown):
 
 
 def _flow(field):
+    # Dense at the start, where the path is fast.
     times = np.concatenate([[0], np.geomspace(1e-3, 6, 80)])
     points = flows.integrate(field, jnp.array(START), 6.0, save_at=times, rtol=1e-10, atol=1e-10)
     return _path(points, times)
@@ -53,6 +54,7 @@ def _flow(field):
 def measurements() -> list[Measurement]:
     """Lists the paths."""
     gradient_flow = flows.gradient_flow(two_weights)
+    # Six thousand points would draw the same line.
     spaced = [0, *np.unique(np.geomspace(1, 6000, 120).astype(int))]
     penalized = optax.chain(optax_igr.add_gradient_penalty(PENALTY), optax.sgd(PENALTY_RATE))
     measured = {
@@ -69,6 +71,7 @@ def measurements() -> list[Measurement]:
         ("modified flow, order 2", LARGE_RATE, 0): lambda: _flow(
             flows.modified_flow(gradient_flow, LARGE_RATE, 2)
         ),
+        # A small rate, so that its own implicit term does not matter.
         (f"explicit penalty {PENALTY:g} ‖∇E‖²", PENALTY_RATE, 60_000): lambda: _steps(
             penalized, PENALTY_RATE, 60_000, [10 * i for i in spaced]
         ),

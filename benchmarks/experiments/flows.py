@@ -18,6 +18,7 @@ def headline(runs: pd.DataFrame) -> str:
     by_problem = {problem: own for (problem,), own in groups(runs, ["problem"]).items()}
     slopes = by_problem["one step, tanh network"]
     drift = by_problem["digits"].set_index("technique")["value"]
+    # How many times nearer each order comes than gradient flow.
     nearer = [drift["gradient flow"] / x for x in drift.drop("gradient flow")]
     return (
         "One step of gradient descent on a tanh network leaves the modified flow of order 0 to 4 by an error of slope "

@@ -44,6 +44,7 @@ def _counting_weights(problem: Problem) -> Problem:
 
 def _scored(problem: Problem) -> Problem:
     """Scores the loss on the way where every example is seen once; elsewhere the loss at the end is the score."""
+    # More examples than there are means that some come twice: then it is no game.
     seen = problem.num_steps * (problem.batch_size or problem.num_examples or 1)
     return with_counts(problem, INCURRED if seen <= (problem.num_examples or 0) else ())
 
@@ -138,6 +139,7 @@ def _sparsity_rows(runs: pd.DataFrame) -> pd.DataFrame:
     best = pd.MultiIndex.from_frame(at_best_rates(runs)[RUN])
     rows["best"] = pd.MultiIndex.from_frame(rows[RUN]).isin(best)
     rows = rows[~rows["diverged"]]
+    # A rate that is far too small or too large would squeeze the others into a corner.
     rows = rows[rows["error"] < 1.6 * rows["error"].min()]
     rows = rows.rename(columns={"technique": "label", "setting": "rate"})
     return rows[["label", "weights", "error", "rate", "best"]]

@@ -31,10 +31,14 @@ def headline(runs: pd.DataFrame) -> str:
 def _figures(runs):
     hue, dash = figures.style_of(list(runs["technique"].unique()))
     shares = charts.spread(
-        runs.assign(share=runs["regret"] / runs["bound"]), [*RUN, "setting"], "share"
+        # The regret as a share of its bound, so that games of all sizes have one axis.
+        runs.assign(share=runs["regret"] / runs["bound"]),
+        [*RUN, "setting"],
+        "share",
     ).rename(columns={"technique": "label", "setting": "x"})
     panels = []
     for (problem,), rows in groups(shares, ["problem"]).items():
+        # The name of a game has its sizes.
         _, experts, steps = problem.split("_")
         line = (
             alt.Chart(

@@ -12,6 +12,7 @@ from benchmarks.techniques.step_size import LAYER_DECAY, LAYERWISE
 
 
 def _problems(data_dir):
+    # Three layers, as the factors assume.
     problem = digits.mlp(data_dir, widths=(64, 64)).replace(num_steps=600)
     return [problem.measuring("train_loss", "test_loss", "test_accuracy")]
 
@@ -27,6 +28,7 @@ def headline(runs: pd.DataFrame) -> str:
     best = {name: group for (name,), group in groups(at_best_rates(runs), ["technique"]).items()}
     sentences = []
     for technique, group in best.items():
+        # The name has the optimizer, then the order of its rates.
         base, _, name = technique.partition("_")
         equal = best.get(f"{base}_equal")
         if name == "equal" or equal is None or len(equal) != len(group):

@@ -58,6 +58,7 @@ def references(means: pd.DataFrame) -> pd.DataFrame:
 def rates_reached(runs: pd.DataFrame) -> pd.DataFrame:
     """Counts, by problem and technique, the rates within a tenth of the loss, and a point of the accuracy."""
     means = by_rate(runs)
+    # Every rate beside the reference of its own problem.
     compared = means.join(references(means).add_prefix("best_"), on="problem")
     reached = pd.DataFrame(
         {
@@ -155,6 +156,7 @@ def _rates(runs):
         color=hue,
     )
     layers = base.mark_line().encode(strokeDash=dash) + base.mark_point(filled=True, size=40)
+    # Vega would sort the panels by name.
     order = list(rows["problem"].unique())
     chart = (
         alt.layer(

@@ -50,6 +50,7 @@ def problems(data_dir: Path | None) -> list[Problem]:
         seven.replace(name="digits_seven", num_steps=600),
     ]
     if data_dir is not None:
+        # A sweep of nineteen techniques at nine rates: the transformer has to be small.
         small = {"length": 32, "width": 32, "num_heads": 2, "num_steps": 300}
         chosen.insert(0, logistic.a9a(data_dir).replace(num_steps=500))
         chosen.append(shakespeare.transformer(data_dir, **small))

@@ -121,6 +121,7 @@ def _sensitivity(runs, hue, dash, chosen):
     rows = by_rate.reset_index().rename(
         columns={"technique": "label", "setting": "rate", "steps_to_target": "steps"}
     )
+    # A line connects its points in the order of the rows.
     rows = rows.sort_values("rate", kind="stable")
     panels = []
     for problem in runs["problem"].unique():
@@ -150,6 +151,7 @@ def _profiles(runs, hue, dash, chosen):
     rows = [
         {"label": name, "x": float(ratio), "share": float(share)}
         for name, row in zip(names, shares, strict=True)
+        # A fifth of the points draws the same steps.
         for ratio, share in zip(ratios[::5], row[::5], strict=True)
     ]
     return (

@@ -52,6 +52,7 @@ def effects(runs: pd.DataFrame) -> list[tuple[str, dict[str, Interval]]]:
     Returns:
       Of each measure a title, and by label the difference with its 95 % interval.
     """
+    # The first of the entries: gradient descent at the small rate.
     reference, *others = groups(runs).values()
     compared = [
         group
@@ -188,6 +189,7 @@ def _figures(runs):
 
 def _levels(runs):
     """Returns losses from an eighth of that at the start down to the common one."""
+    # Above an eighth of the first loss all paths still begin alike.
     top, bottom = runs["curve"].iloc[0]["train_loss"][0] / 8, common_loss(runs)
     if not 0 < bottom < top:
         return []

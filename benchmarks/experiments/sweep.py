@@ -52,6 +52,7 @@ def run(
       ValueError: where a technique cannot run on any of the problems, or a problem does not measure what the experiment
         compares; before anything runs.
     """
+    # Whatever is on record is not run again, whoever asked for it.
     known = {r.key: r for r in records.read(path)}
     own_problems = problems is None
     chosen_problems = [
@@ -60,6 +61,7 @@ def run(
     ]
     entries = chosen(experiment, techniques, learning_rates)
     is_own = own_problems and techniques is None
+    # Said before the first run: an hour later would be too late.
     pairs, refused = _pairs(chosen_problems, entries, is_own)
     _check_refused(experiment, pairs, refused, techniques, note)
     asked: list[Key] = []
@@ -79,6 +81,7 @@ def run(
         missing = [r for r, key in zip(planned, keys, strict=True) if key not in known]
         if missing:
             new = _records(experiment, problem, missing, num_steps, advance)
+            # As soon as they are there: an interruption loses one technique at most.
             records.append(path, new)
             known |= {r.key: r for r in new}
         asked += keys
@@ -176,6 +179,7 @@ def _check_refused(experiment, pairs, refused, asked, note):
 
 def _is_for(entry, problem, entries):
     """Says whether an entry is meant for a problem; one that no entry names is for all of them."""
+    # A user's own problem is named by no entry: all of them are for it.
     named = {name for e in entries for name in e.problems or ()}
     return entry.problems is None or problem.name in entry.problems or problem.name not in named
 
@@ -184,9 +188,11 @@ def _records(experiment, problem, runs, num_steps, progress):
     technique = experiment.adapt_technique(runs[0].technique, problem)
     adapted = [dataclasses.replace(r, technique=technique) for r in runs]
     length = num_steps or problem.num_steps
+    # All settings and seeds of a technique are one program.
     trajectories = runner.run_all(
         problem, adapted, num_steps=length, num_points=NUM_POINTS, progress=progress
     )
+    # Once for all runs of a technique: its settings do not change what a step computes.
     gradients, products = count_gradients(problem, technique, runs[0].settings, length)
     found = environment()
     return [

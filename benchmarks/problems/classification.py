@@ -114,6 +114,7 @@ def classifier(
       microbatches: the parts of a batch whose mean squared gradient norm is measured.
       **attributes: further attributes of `Problem`.
     """
+    # The structure alone, without drawing weights: `init` draws them for every seed.
     graphdef = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(0))), nnx.Param, ...)[0]
 
     def init(key: chex.PRNGKey) -> chex.ArrayTree:

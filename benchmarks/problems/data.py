@@ -114,6 +114,7 @@ def find(data_dir: Path, name: str) -> Path | None:
     """Returns the path of a data file in the folder or its sub-folder, plain or gzipped."""
     folder = FILES[name].folder
     for parent in (Path(data_dir), Path(data_dir) / folder):
+        # Plain first: it needs no unpacking.
         for candidate in (name, f"{name}.gz"):
             if (parent / candidate).is_file():
                 return parent / candidate
@@ -158,6 +159,7 @@ def download(data_dir: Path, name: str) -> Path:
                 f"{existing} does not have the checksum {file.checksum}; remove it and call download again."
             )
         return existing
+    # Only here, as it is slow to import and most commands fetch nothing.
     import pooch
 
     packed = file.packed_checksum is not None

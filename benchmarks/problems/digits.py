@@ -48,6 +48,7 @@ def cnn(
 
 def _problem(name, model, about, num_train, batch_size, epochs):
     pixels, targets = map(np.asarray, load_digits(return_X_y=True))
+    # The file is ordered by writer: without this the test set would be other hands.
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(targets))
     images = jnp.asarray(pixels[order].reshape(-1, 8, 8) / 16.0, jnp.float32)
     labels = jnp.asarray(targets[order], jnp.int32)

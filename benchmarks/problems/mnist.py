@@ -54,6 +54,7 @@ def cnn(
 def _problem(name, model, about, data, batch_size, epochs):
     train, test = data
     num_train = len(train["label"])
+    # A small copy of the files, as tests make, has fewer examples than a batch.
     batch_size = min(batch_size, num_train)
     return classifier(
         name,

@@ -91,6 +91,7 @@ def band(
 
     `chosen` is the selection of the figure that this is a panel of; None makes one of its own.
     """
+    # Of all runs, not of those with rows: a technique keeps its color in every panel.
     hue, dash = figures.line_style(runs)
     own = chosen is None
     chosen = figures.selection() if own else chosen
@@ -167,6 +168,7 @@ def _relative_rows(runs, name, along, levels):
     )
     if at_levels.empty:
         return at_levels
+    # The reference is paired by seed: the same start and the same batches.
     first = (at_levels[table.RUN] == at_levels[table.RUN].iloc[0]).all(axis=1)
     paired = at_levels.merge(at_levels[first][["seed", "x", "y"]], on=["seed", "x"])
     ratio = paired["y_x"] / paired["y_y"]

@@ -74,6 +74,7 @@ def differences(
     for key in [key for key in first if key in second]:
         pair = first[key], second[key]
         for measure in measures:
+            # A measure that one of the files lacks is not compared; a limit on it fails in the command.
             if all(measure in runs and runs[measure].notna().any() for runs in pair):
                 medians = [median_and_quartiles(runs[measure]).estimate for runs in pair]
                 problem, _, _, technique, _ = key

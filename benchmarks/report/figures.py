@@ -16,6 +16,7 @@ COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
     *("#56B4E9", "#000000", "#8C6D31", "#882255", "#999933"),
 )
+# Dashes differ in length, not only in number, to be told apart in short pieces.
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3])
 
 WIDTH, HEIGHT = 310, 260

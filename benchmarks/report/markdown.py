@@ -59,6 +59,7 @@ def write(path: Path, folder: Path, known: Presentations) -> None:
     sources = [p for ending in ("jsonl", "jsonl.gz") for p in folder.glob(f"*.{ending}")]
     if not sources:
         raise ValueError(f"{folder} has no .jsonl and no .jsonl.gz.")
+    # The order of the file is that of the questions, not of the file names.
     names = list(known)
     sources.sort(key=lambda p: (names.index(shown_by(p, known).name), p.name))
     sections = []

@@ -31,6 +31,7 @@ def render(shown: Presentation, runs: pd.DataFrame, drawn: Sequence[Figure]) -> 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES, encoding="utf-8"),
         autoescape=True,
+        # A name that the template does not have is an error, not a hole in the page.
         undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("report.html").render(
@@ -44,6 +45,7 @@ def render(shown: Presentation, runs: pd.DataFrame, drawn: Sequence[Figure]) -> 
         num_steps=sorted(runs["num_steps"].unique()),
         seeds=runs["seed"].nunique(),
         environment=runs["environment"].iloc[-1],
+        # The page carries the library that draws it: it opens without a network.
         library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
     )
 

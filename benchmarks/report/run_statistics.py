@@ -95,6 +95,7 @@ def steps_to_target(
     """
     steps = np.asarray(steps, float)
     gap = np.asarray(values, float) - target
+    # One sign for both: reached where the gap is not negative.
     gap = gap if higher_is_better else -gap
     reached = np.flatnonzero(gap >= 0)
     if not reached.size:
@@ -153,7 +154,9 @@ def performance_profile(
       The ratios, and `[technique, ratio]` shares.
     """
     costs = np.asarray(costs, float)
+    # Fine enough for the score to be right in its third digit.
     taus = np.linspace(1, MAX_RATIO, 301) if ratios is None else np.asarray(ratios, float)
+    # Where nobody solves a problem it counts as solved by none, not as missing.
     best = costs.min(axis=0)
     relative = np.where(np.isfinite(costs), costs / np.where(np.isfinite(best), best, 1), np.inf)
     return taus, (relative[:, None, :] <= taus[None, :, None]).mean(axis=2)
@@ -186,6 +189,7 @@ def learning_rate_width(
         good = ordered >= np.nanmax(ordered) * (1 - tolerance)
     else:
         good = ordered <= np.nanmin(ordered) * (1 + tolerance)
+    # Half way in the logarithm, since grids are geometric.
     middles = (rates[1:] + rates[:-1]) / 2
     low, high = np.r_[rates[0], middles], np.r_[middles, rates[-1]]
     return float(np.sum((high - low)[good]))

@@ -16,6 +16,7 @@ _NAMES = ("problem", "technique", "rate")
 
 def cells(shown: Presentation, runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Returns the head and the rows of the table."""
+    # A column that says the same in every row says nothing.
     several = runs["problem"].nunique() > 1
     head = ["problem"] if several else []
     head += [shown.technique_title] if shown.technique_title else []
@@ -39,6 +40,7 @@ def terminal_tables(
     names = 0
     while names < len(head) and head[names] in _NAMES:
         names += 1
+    # As rich would set them, so that a block is full before the next one begins.
     widths = [
         max(len(text) for text in [*head[i].split(), *(row[i] for row in rows)]) + 3
         for i in range(len(head))

@@ -22,6 +22,7 @@ FULL = (*BASIC, "full_value_fn")
 OUTPUTS = ("outputs_fn", "output_loss_fn")
 FULL_OUTPUTS = ("full_outputs_fn", "full_output_loss_fn")
 
+# The default of `newton_cg`, named here since the passes depend on it.
 MAX_STEPS = 20
 
 
@@ -64,6 +65,7 @@ def full_batch(
         return max(1, round(interval_epochs * plan.steps_per_epoch))
 
     def spent(before, after, plan):
+        # The count of `on_full_batch_every`: between its steps nothing is spent.
         is_due = before[0] % interval(plan) == 0
         return Spent(jnp.where(is_due, passes(after[1]), 0.0))
 

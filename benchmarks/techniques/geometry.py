@@ -37,6 +37,7 @@ def _eg_plus_minus(total: float, name: str) -> Technique:
 def _kind(path, leaf):
     del leaf
     last = str(getattr(path[-1], "key", "")) if path else ""
+    # By name: a bias of one model has the shape of a weight of another.
     return "bias" if last in ("bias", "b") else "weight"
 
 

@@ -18,6 +18,7 @@ def minimiser_step(solver: optimistix.AbstractMinimiser) -> optax.GradientTransf
     tags = frozenset()
 
     def begin(fn, params):
+        # Of the loss, which the solver wants before it has seen one.
         dtype = jnp.result_type(float, *jax.tree.leaves(params))
         return solver.init(fn, params, None, {}, jax.ShapeDtypeStruct((), dtype), None, tags)
 

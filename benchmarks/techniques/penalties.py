@@ -50,6 +50,7 @@ def naive_penalty(coefficient: float) -> optax.GradientTransformationExtraArgs:
 
 def _sam(learning_rate, plan):
     del plan
+    # Opaque mode takes the second gradient inside one update, so that a step is a step.
     adversary = optax.chain(optax.contrib.normalize(), optax.sgd(SAM_RADIUS))
     return optax.contrib.sam(optax.sgd(learning_rate), adversary, opaque_mode=True)
 

@@ -22,6 +22,7 @@ def _schatten(gram_steps):
 def _in_ball(radius, plan):
     del plan
     ball = functools.partial(optax_igr.projection_spectral_ball, radius=radius)
+    # Last in the chain: it must see the parameters after the step.
     return optax.chain(optax.sgd(RATE), optax_igr.keep_params_in(ball))
 
 
