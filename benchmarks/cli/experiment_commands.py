@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
 
 from benchmarks import problems as problems_
@@ -18,6 +17,7 @@ from benchmarks.cli.terminal import (
     writable,
 )
 from benchmarks.engine import runner
+from benchmarks.engine.table import Table
 from benchmarks.experiments import EXPERIMENTS, sweep
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.report import page, tables
@@ -108,7 +108,7 @@ def _refuse_options(context):
         )
 
 
-def _show(experiment: Experiment, runs: pd.DataFrame, folder: Path) -> None:
+def _show(experiment: Experiment, runs: Table, folder: Path) -> None:
     print_table(experiment.question, *tables.cells(experiment, runs))
     console.print(experiment.headline(runs), highlight=False)
     path = page.write(experiment, runs, folder)

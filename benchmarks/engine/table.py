@@ -16,6 +16,11 @@ import pandas as pd
 
 from benchmarks.engine.records import Record
 
+# A `pandas.DataFrame` and a `pandas.Series`. The annotations of pandas give every selection the union of all that it may
+# return, which no checker can follow: to a checker a table is anything.
+Table = Any
+Series = Any
+
 # A row of these is one run but for its seed.
 RUN = ["problem", "technique", "settings"]
 TECHNIQUE = ["problem", "technique"]
@@ -26,7 +31,7 @@ _COLUMNS = (
 )
 
 
-def table(records: Iterable[Record]) -> pd.DataFrame:
+def table(records: Iterable[Record]) -> Table:
     """Returns the table of records: the seeds of a run stand together, ascending, in the order of the runs.
 
     Raises:
@@ -82,15 +87,13 @@ def setting_text(row: Any, spec: str = ".3g") -> str:
     return format(row["setting"], spec) if text and " " not in text else text
 
 
-def groups(runs: pd.DataFrame, by: Sequence[str] = RUN) -> dict[tuple, pd.DataFrame]:
+def groups(runs: Table, by: Sequence[str] = RUN) -> dict[tuple, Table]:
     """Returns the groups of a table in the order of appearance, by the values of their columns."""
     # Unsorted: tables and legends follow the order in which the experiment lists its entries.
     return dict(iter(runs.groupby(list(by), sort=False)))
 
 
-def at_lowest(
-    runs: pd.DataFrame, *scores: pd.Series, by: Sequence[str] = TECHNIQUE
-) -> pd.DataFrame:
+def at_lowest(runs: Table, *scores: Series, by: Sequence[str] = TECHNIQUE) -> Table:
     """Keeps, of each technique on each problem, the runs at the settings with the lowest score.
 
     Args:
@@ -106,12 +109,12 @@ def at_lowest(
     return runs[pd.MultiIndex.from_frame(runs[RUN]).isin(best)]
 
 
-def is_measured(runs: pd.DataFrame, name: str) -> bool:
+def is_measured(runs: Table, name: str) -> bool:
     """Says whether a measure was taken: some row has it. One that diverged may have it as NaN."""
     return name in runs and bool(runs[name].notna().any())
 
 
-def curves(runs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+def curves(runs: Table, names: Sequence[str]) -> Table:
     """Returns curves as a table: a row a point of a run's curve, with the columns of `RUN`, its label and its seed."""
     # The curves alone are wanted: to repeat all measures for every point would be slow.
     kept = runs[[*RUN, "label", "seed"]]

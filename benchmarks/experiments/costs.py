@@ -1,7 +1,6 @@
 """How the costs of operations are shown: what `benchmarks.costs` measures, as tables."""
 
-import pandas as pd
-
+from benchmarks.engine.table import Table
 from benchmarks.report.presentation import Column, Presentation, value_column
 
 
@@ -36,7 +35,7 @@ STEPS = Presentation(
 )
 
 
-def _elementwise(runs: pd.DataFrame) -> str:
+def _elementwise(runs: Table) -> str:
     return (
         f"{int(runs['size'].iloc[0]):,} parameters in float32 with donated buffers and a given gradient: time is the "
         "median ratio to Adam, or to a softmax of the same array, over rounds in which the steps take turns; passes "

@@ -5,12 +5,11 @@ import math
 
 import numpy as np
 import optax
-import pandas as pd
 
 import optax_igr
 from benchmarks.costs import curvature_costs
 from benchmarks.engine.gradient_counts import count_gradients
-from benchmarks.engine.table import RUN, at_lowest, groups, is_measured
+from benchmarks.engine.table import RUN, Series, Table, at_lowest, groups, is_measured
 from benchmarks.experiments import curvature_figures
 from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure, Measurement
 from benchmarks.problems import autoencoder, convex
@@ -90,12 +89,12 @@ def _counting(technique: Technique, problem: Problem) -> Technique:
     return counting_passes(technique, spent)
 
 
-def costs_of(runs: pd.DataFrame) -> pd.DataFrame:
+def costs_of(runs: Table) -> Table:
     """Keeps the costs of operations, which are no runs."""
     return runs[runs["problem"].isin(curvature_costs.PROBLEMS)]
 
 
-def runs_of(runs: pd.DataFrame) -> pd.DataFrame:
+def runs_of(runs: Table) -> Table:
     """Keeps the runs, with `end`: the distance from the minimum where that is known, else the training loss."""
     own = runs[~runs["problem"].isin(curvature_costs.PROBLEMS)]
     if "suboptimality" not in own:
@@ -103,17 +102,17 @@ def runs_of(runs: pd.DataFrame) -> pd.DataFrame:
     return own.assign(end=own["suboptimality"].fillna(own["train_loss"]))
 
 
-def measure_of(runs: pd.DataFrame) -> str:
+def measure_of(runs: Table) -> str:
     """Returns the name of what is compared on a problem."""
     return "suboptimality" if is_measured(runs, "suboptimality") else "train_loss"
 
 
-def _geometric_mean(ends: pd.Series) -> float:
+def _geometric_mean(ends: Series) -> float:
     positive = np.isfinite(ends) & (ends > 0)
     return float(np.exp(np.log(ends).mean())) if positive.all() else math.inf
 
 
-def means(runs: pd.DataFrame) -> pd.DataFrame:
+def means(runs: Table) -> Table:
     """Returns by rate the geometric mean of the seeds at the end, infinite where one diverged, and the passes."""
     return runs.groupby(RUN, sort=False).agg(
         end=("end", _geometric_mean), passes=("passes", "mean")
@@ -142,7 +141,7 @@ def _pairs_cell(group):
     return f"{100 * rejected / pairs:.1f} % of {pairs:.0f}" if pairs > 0 else ""
 
 
-def headline(runs: pd.DataFrame) -> str:
+def headline(runs: Table) -> str:
     """Says where the best rate of each technique ended, problem by problem."""
     named = {"suboptimality": "distance from the minimum", "train_loss": "training loss"}
     sentences = []

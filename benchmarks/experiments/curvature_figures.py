@@ -2,16 +2,15 @@
 
 import altair as alt
 import numpy as np
-import pandas as pd
 
 from benchmarks.costs import curvature_programs
 from benchmarks.costs.curvature_costs import DIRECTIONS, PRODUCTS
-from benchmarks.engine.table import groups
+from benchmarks.engine.table import Table, groups
 from benchmarks.experiments.experiment import Figure
 from benchmarks.report import figures
 
 
-def sentences(runs: pd.DataFrame) -> list[str]:
+def sentences(runs: Table) -> list[str]:
     """Says what a product costs in each exact mode."""
     exact = runs[
         runs["problem"].isin(PRODUCTS.values())
@@ -25,7 +24,7 @@ def sentences(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def draw(runs: pd.DataFrame) -> list[Figure]:
+def draw(runs: Table) -> list[Figure]:
     """Draws the costs as dots beside a gradient."""
     found = []
     panels = {

@@ -7,9 +7,8 @@ from typing import Any
 import altair as alt
 import contourpy
 import numpy as np
-import pandas as pd
 
-from benchmarks.engine.table import curves, groups
+from benchmarks.engine.table import Table, curves, groups
 from benchmarks.experiments.experiment import Figure
 from benchmarks.report import figures
 from benchmarks.report.figures import HEIGHT, WIDTH
@@ -19,7 +18,7 @@ OVERVIEW = ((0.0, 3.2), (0.0, 3.8))
 CLOSE_UP = ((0.27, 0.33), (1.92, 2.2))
 
 
-def draw(runs: pd.DataFrame) -> list[Figure]:
+def draw(runs: Table) -> list[Figure]:
     """Draws all four."""
     of = {problem: own for (problem,), own in groups(runs, ["problem"]).items()}
     return [
@@ -133,7 +132,7 @@ def _minima(domain):
     ]
 
 
-def _errors(panels: Sequence[pd.DataFrame], x_title: str) -> Any:
+def _errors(panels: Sequence[Table], x_title: str) -> Any:
     labels = list(panels[0]["technique"])
     return alt.hconcat(*(_error_panel(runs, labels, x_title) for runs in panels))
 

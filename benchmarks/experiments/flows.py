@@ -4,16 +4,14 @@ Each record is a path or a line of errors, not a run of the training loop: `flow
 measure, and `flow_charts` draws it. Everything is in float64.
 """
 
-import pandas as pd
-
-from benchmarks.engine.table import groups
+from benchmarks.engine.table import Table, groups
 from benchmarks.experiments import flow_charts, flow_errors, flow_paths
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.experiments.flow_errors import DIGITS_RATE, DIGITS_STEPS
 from benchmarks.report.presentation import value_column
 
 
-def headline(runs: pd.DataFrame) -> str:
+def headline(runs: Table) -> str:
     """Says to what order the steps follow the flows, and how much nearer a correction comes."""
     by_problem = {problem: own for (problem,), own in groups(runs, ["problem"]).items()}
     slopes = by_problem["one step, tanh network"]

@@ -8,7 +8,7 @@ import altair as alt
 import jax.numpy as jnp
 import pandas as pd
 
-from benchmarks.engine.table import RUN, at_lowest, groups, is_measured
+from benchmarks.engine.table import RUN, Series, Table, at_lowest, groups, is_measured
 from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import PROBLEMS
 from benchmarks.problems.counted import with_counts
@@ -49,14 +49,14 @@ def _scored(problem: Problem) -> Problem:
     return with_counts(problem, INCURRED if seen <= (problem.num_examples or 0) else ())
 
 
-def _scores(runs: pd.DataFrame) -> pd.Series:
+def _scores(runs: Table) -> Series:
     """Returns the score of every run: the loss incurred on the way, else the training loss at the end."""
     if "incurred" not in runs:
         return runs["train_loss"]
     return runs["incurred"].fillna(runs["train_loss"])
 
 
-def at_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
+def at_best_rates(runs: Table) -> Table:
     """Keeps the runs of each technique and problem at the rate with the lowest mean score."""
     # The mean of a rate with a diverged seed is not finite: it is the last to be chosen.
     return at_lowest(
@@ -64,7 +64,7 @@ def at_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def incurred(runs: pd.DataFrame) -> pd.DataFrame:
+def incurred(runs: Table) -> Table:
     """Returns the runs of the online problems at the best rates, with the number of inputs as a column."""
     online = runs[runs["problem"].str.startswith(SPARSE)]
     if online.empty:
@@ -73,7 +73,7 @@ def incurred(runs: pd.DataFrame) -> pd.DataFrame:
     return best.assign(inputs=best["problem"].str.removeprefix(SPARSE).astype(int))
 
 
-def headline(runs: pd.DataFrame) -> str:
+def headline(runs: Table) -> str:
     """Compares the cumulative losses at the most inputs, and the classifiers."""
     sentences = []
     online = incurred(runs)
@@ -98,11 +98,11 @@ def headline(runs: pd.DataFrame) -> str:
     return " ".join(sentences)
 
 
-def _error(group: pd.DataFrame) -> float:
+def _error(group: Table) -> float:
     return 100 * (1 - group["test_accuracy"].mean())
 
 
-def _growth(runs: pd.DataFrame) -> Any:
+def _growth(runs: Table) -> Any:
     hue, dash = figures.style_of(list(runs["technique"].unique()))
     rows = charts.spread(incurred(runs), ["technique", "inputs"], "incurred")
     rows = rows.rename(columns={"technique": "label", "inputs": "x"})
@@ -129,7 +129,7 @@ def _growth(runs: pd.DataFrame) -> Any:
     return (area + line).properties(width=2 * figures.WIDTH, height=figures.HEIGHT)
 
 
-def _sparsity_rows(runs: pd.DataFrame) -> pd.DataFrame:
+def _sparsity_rows(runs: Table) -> Table:
     grouped = runs.groupby([*RUN, "setting"], sort=False)
     rows = grouped.agg(
         weights=("num_weights", "mean"),
@@ -145,7 +145,7 @@ def _sparsity_rows(runs: pd.DataFrame) -> pd.DataFrame:
     return rows[["label", "weights", "error", "rate", "best"]]
 
 
-def _sparsity(runs: pd.DataFrame) -> Any:
+def _sparsity(runs: Table) -> Any:
     names = list(runs["technique"].unique())
     panels = []
     for (name,), own in groups(runs[runs["problem"].isin(FILES)], ["problem"]).items():
@@ -175,7 +175,7 @@ def _sparsity(runs: pd.DataFrame) -> Any:
     return alt.hconcat(*panels)
 
 
-def _figures(runs: pd.DataFrame) -> list[Figure]:
+def _figures(runs: Table) -> list[Figure]:
     drawn = []
     if not incurred(runs).empty:
         drawn.append(
@@ -199,7 +199,7 @@ def _figures(runs: pd.DataFrame) -> list[Figure]:
     return drawn
 
 
-def _loss_cell(group: pd.DataFrame, runs: pd.DataFrame) -> str:
+def _loss_cell(group: Table, runs: Table) -> str:
     del runs
     best = at_best_rates(group)
     on_the_way = is_measured(best, "incurred")
@@ -209,7 +209,7 @@ def _loss_cell(group: pd.DataFrame, runs: pd.DataFrame) -> str:
 def _at_best(name: str, spec: str, cell: Any) -> Any:
     """Makes a cell of the best rate's runs; empty where they have not been measured."""
 
-    def made(group: pd.DataFrame, runs: pd.DataFrame) -> str:
+    def made(group: Table, runs: Table) -> str:
         del runs
         best = at_best_rates(group)
         return format(cell(best), spec) if is_measured(best, name) else ""

@@ -1,9 +1,8 @@
 """Prediction with expert advice: the regret of EG on the simplex beside its bound."""
 
 import altair as alt
-import pandas as pd
 
-from benchmarks.engine.table import RUN, groups
+from benchmarks.engine.table import RUN, Table, groups
 from benchmarks.experiments.experiment import Entry, Experiment, Figure
 from benchmarks.problems.counted import with_counts
 from benchmarks.problems.online import hedge
@@ -16,7 +15,7 @@ from benchmarks.techniques.geometry import MULTIPLES
 GAMES = ((2, 1000), (10, 1000), (1000, 5000))
 
 
-def headline(runs: pd.DataFrame) -> str:
+def headline(runs: Table) -> str:
     """Says how close the regret comes to its bound at the learning rate of the theorem."""
     by_theory = runs[(runs["technique"] == "hedge") & (runs["setting"] == 1.0)]
     parts = [

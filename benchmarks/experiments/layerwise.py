@@ -1,8 +1,6 @@
 """Should every layer learn at the same rate? Equal, small in front, large in front: each at its own best rate."""
 
-import pandas as pd
-
-from benchmarks.engine.table import RUN, at_lowest, groups
+from benchmarks.engine.table import RUN, Table, at_lowest, groups
 from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import digits
 from benchmarks.report import charts
@@ -17,13 +15,13 @@ def _problems(data_dir):
     return [problem.measuring("train_loss", "test_loss", "test_accuracy")]
 
 
-def at_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
+def at_best_rates(runs: Table) -> Table:
     """Keeps the runs of each technique at the rate whose mean test accuracy is the highest."""
     accuracies = runs.groupby(RUN, sort=False)["test_accuracy"].mean()
     return at_lowest(runs, -accuracies, by=["technique"])
 
 
-def headline(runs: pd.DataFrame) -> str:
+def headline(runs: Table) -> str:
     """Compares both orders with equal rates, each at its best rate, paired by seed."""
     best = {name: group for (name,), group in groups(at_best_rates(runs), ["technique"]).items()}
     sentences = []

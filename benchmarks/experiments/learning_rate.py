@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from benchmarks.engine.table import RUN, TECHNIQUE, at_lowest, curves, is_measured
+from benchmarks.engine.table import RUN, TECHNIQUE, Series, Table, at_lowest, curves, is_measured
 from benchmarks.experiments.experiment import Column, Experiment, Figure
 from benchmarks.experiments.learning_rate_entries import (
     ENTRIES,
@@ -29,7 +29,7 @@ ACCURACY_MARGIN = 0.01
 LOSS_CEILING = 10.0
 
 
-def by_rate(runs: pd.DataFrame) -> pd.DataFrame:
+def by_rate(runs: Table) -> Table:
     """Returns by rate the mean loss and the mean accuracy at the end, with the lowest and the highest loss.
 
     The loss is infinite where a seed diverged; the accuracy is NaN where none was measured.
@@ -47,7 +47,7 @@ def by_rate(runs: pd.DataFrame) -> pd.DataFrame:
     return means
 
 
-def references(means: pd.DataFrame) -> pd.DataFrame:
+def references(means: Table) -> Table:
     """Returns by problem the loss and the accuracy of the reference at its best rate; NaN where it did not run."""
     own = means[means.index.get_level_values("technique") == REFERENCE]
     best = own.sort_values("loss", kind="stable").groupby(level="problem", sort=False).head(1)
@@ -55,7 +55,7 @@ def references(means: pd.DataFrame) -> pd.DataFrame:
     return best[["loss", "accuracy"]].reindex(means.index.unique("problem"))
 
 
-def rates_reached(runs: pd.DataFrame) -> pd.DataFrame:
+def rates_reached(runs: Table) -> Table:
     """Counts, by problem and technique, the rates within a tenth of the loss, and a point of the accuracy."""
     means = by_rate(runs)
     # Every rate beside the reference of its own problem.
@@ -71,7 +71,7 @@ def rates_reached(runs: pd.DataFrame) -> pd.DataFrame:
     return reached.groupby(level=TECHNIQUE, sort=False).sum()
 
 
-def headline(runs: pd.DataFrame) -> str:
+def headline(runs: Table) -> str:
     """Says for each problem which techniques reach the reference from how many rates."""
     found = references(by_rate(runs))
     reached = rates_reached(runs).drop(REFERENCE, level="technique", errors="ignore")
@@ -114,7 +114,7 @@ def _heavy_ball(runs):
     ]
 
 
-def losses_after_shift(runs: pd.DataFrame) -> pd.Series:
+def losses_after_shift(runs: Table) -> Series:
     """Returns by rate the mean over the seeds and over the curve after the shift; infinite where a seed diverged."""
     points = curves(runs, ["step", "train_loss"])
     halves = runs.groupby(RUN, sort=False)["num_steps"].first() // 2
@@ -123,7 +123,7 @@ def losses_after_shift(runs: pd.DataFrame) -> pd.Series:
     return means.where(np.isfinite(means), math.inf)
 
 
-def best_after_shift(runs: pd.DataFrame) -> pd.DataFrame:
+def best_after_shift(runs: Table) -> Table:
     """Keeps the runs of the shifted problem at each technique's rate with the lowest mean loss after the shift."""
     shifted = runs[runs["problem"] == SHIFTED]
     if shifted.empty:

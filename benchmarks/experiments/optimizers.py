@@ -8,9 +8,8 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-import pandas as pd
 
-from benchmarks.engine.table import RUN, TECHNIQUE, at_lowest
+from benchmarks.engine.table import RUN, TECHNIQUE, Series, Table, at_lowest
 from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import PROBLEMS
 from benchmarks.report import figures
@@ -41,12 +40,12 @@ def _median(values) -> float:
     return median_and_quartiles(values).estimate
 
 
-def medians(runs: pd.DataFrame) -> pd.Series:
+def medians(runs: Table) -> Series:
     """Returns the median of the steps to the target, by the columns of `RUN`."""
     return runs.groupby(RUN, sort=False)["steps_to_target"].agg(_median)
 
 
-def at_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
+def at_best_rates(runs: Table) -> Table:
     """Keeps the runs at the rate with the lowest median of steps to the target, and returns these steps too.
 
     Where no rate reaches the target, the rate with the lowest mean training loss.
@@ -55,7 +54,7 @@ def at_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
     return at_lowest(runs, medians(runs), runs.groupby(RUN, sort=False)["train_loss"].mean())
 
 
-def profile(runs: pd.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
+def profile(runs: Table) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Returns the techniques, the ratios and the shares of problems solved within each ratio."""
     best = medians(at_best_rates(runs)).droplevel("settings").unstack("problem")
     # A technique that cannot run on a problem misses its target.
@@ -63,7 +62,7 @@ def profile(runs: pd.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
     return list(costs.index), *performance_profile(costs.to_numpy())
 
 
-def widths(runs: pd.DataFrame) -> pd.Series:
+def widths(runs: Table) -> Series:
     """Returns by problem and technique the decades of rates that come within a tenth of the fewest steps."""
     runs = with_steps_to_target(runs)
     by_rate = runs.groupby([*RUN, "setting"], sort=False)["steps_to_target"].agg(_median)
@@ -75,7 +74,7 @@ def widths(runs: pd.DataFrame) -> pd.Series:
     return by_rate.groupby(level=TECHNIQUE, sort=False).agg(width)
 
 
-def headline(runs: pd.DataFrame) -> str:
+def headline(runs: Table) -> str:
     """Names the technique with the highest profile score and the widest range of rates."""
     techniques, ratios, shares = profile(runs)
     scores = profile_score(ratios, shares)

@@ -7,9 +7,8 @@ explicit penalties here have the coefficient that the small rate lacks of the la
 import math
 
 import numpy as np
-import pandas as pd
 
-from benchmarks.engine.table import RUN, groups
+from benchmarks.engine.table import RUN, Table, groups
 from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import PROBLEMS
 from benchmarks.problems.classification import NOISE_SCALES
@@ -29,13 +28,13 @@ def _problems(data_dir):
     return [PROBLEMS["digits" if data_dir is None else "mnist"](data_dir)]
 
 
-def common_loss(runs: pd.DataFrame) -> float:
+def common_loss(runs: Table) -> float:
     """Returns the lowest training loss that every run reached: there, paths are compared."""
     lowest = [min(curve["train_loss"]) for curve in runs.loc[~runs["diverged"], "curve"]]
     return max(lowest, default=math.nan)
 
 
-def at_common_loss(group: pd.DataFrame, runs: pd.DataFrame, measure: str) -> np.ndarray:
+def at_common_loss(group: Table, runs: Table, measure: str) -> np.ndarray:
     """Returns a measure of each seed where its training loss first falls to the common one."""
     level = common_loss(runs)
     return np.array([value_at(c["train_loss"], c[measure], level) for c in group["curve"]])
@@ -46,7 +45,7 @@ def _at_noise(group):
     return 100 * group["noise_accuracy"].str[NOISE_SCALES.index(QUOTED_SCALE)].astype(float)
 
 
-def effects(runs: pd.DataFrame) -> list[tuple[str, dict[str, Interval]]]:
+def effects(runs: Table) -> list[tuple[str, dict[str, Interval]]]:
     """Compares every technique and rate with the first, paired by seed.
 
     Returns:
@@ -83,7 +82,7 @@ def effects(runs: pd.DataFrame) -> list[tuple[str, dict[str, Interval]]]:
     return found
 
 
-def headline(runs: pd.DataFrame) -> str:
+def headline(runs: Table) -> str:
     """Says what the exact penalty and the large rate changed against the small rate, with intervals."""
     key, large = f"sgd_penalty {SMALL_RATE:g}", f"sgd {LARGE_RATE:g}"
     (_, accuracy), (_, noise), (_, norm) = effects(runs)

@@ -6,9 +6,9 @@ What is searched is the strength of each technique: the optimizer below them is 
 import jax
 import jax.numpy as jnp
 import optax
-import pandas as pd
 
 import optax_igr
+from benchmarks.engine.table import Table
 from benchmarks.experiments import robustness_charts
 from benchmarks.experiments.experiment import Column, Entry, Experiment
 from benchmarks.experiments.robustness_choice import (
@@ -123,7 +123,7 @@ def _with_measures(problem, num_train, epochs):
     )
 
 
-def headline(runs: pd.DataFrame) -> str:
+def headline(runs: Table) -> str:
     """Says what each chosen technique changed in either robustness, against none."""
     found = {key: quoted(group) for key, group in chosen(runs, GRIDS).items()}
     told = []

@@ -3,7 +3,7 @@
 import altair as alt
 import pandas as pd
 
-from benchmarks.engine.table import RUN, groups
+from benchmarks.engine.table import RUN, Table, groups
 from benchmarks.experiments.experiment import Figure
 from benchmarks.experiments.robustness_choice import (
     QUOTED_RADIUS,
@@ -22,7 +22,7 @@ from benchmarks.report import figures
 SHOWN = 0.02
 
 
-def draw(runs: pd.DataFrame, grids: dict[str, list[float]]) -> list[Figure]:
+def draw(runs: Table, grids: dict[str, list[float]]) -> list[Figure]:
     """Draws both; `grids` are those of `robustness_choice.strengths`."""
     style = figures.style_of(list(runs["technique"].unique()))
     selected = chosen(runs, grids)

@@ -6,7 +6,7 @@ end of its grid is marked: a longer grid might choose another.
 
 import pandas as pd
 
-from benchmarks.engine.table import RUN, TECHNIQUE, groups
+from benchmarks.engine.table import RUN, TECHNIQUE, Table, groups
 from benchmarks.problems.classification import NOISE_SCALES
 
 TOLERATED = 0.005
@@ -19,7 +19,7 @@ QUOTED_RADIUS = 0.1
 SENSES = ("inputs", "parameters")
 
 
-def quoted(runs: pd.DataFrame) -> pd.DataFrame:
+def quoted(runs: Table) -> Table:
     """Returns the table with the accuracy in percent in either sense, at the quoted radius and noise."""
     radius, scale = RADII.index(QUOTED_RADIUS), NOISE_SCALES.index(QUOTED_SCALE)
     return runs.assign(
@@ -28,7 +28,7 @@ def quoted(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def strengths(runs: pd.DataFrame, grids: dict[str, list[float]]) -> pd.DataFrame:
+def strengths(runs: Table, grids: dict[str, list[float]]) -> Table:
     """Returns, from the weakest on, each strength of which no seed diverged, with its validation accuracy.
 
     Args:
@@ -47,20 +47,20 @@ def strengths(runs: pd.DataFrame, grids: dict[str, list[float]]) -> pd.DataFrame
     return found.sort_values("place", kind="stable")
 
 
-def within(found: pd.DataFrame, margin: float) -> pd.DataFrame:
+def within(found: Table, margin: float) -> Table:
     """Keeps the strengths that cost at most this much of the validation accuracy of a technique."""
     best = found.groupby(TECHNIQUE)["validated"].transform("max")
     return found[found["validated"] >= best - margin]
 
 
-def chosen(runs: pd.DataFrame, grids: dict[str, list[float]]) -> dict[tuple, pd.DataFrame]:
+def chosen(runs: Table, grids: dict[str, list[float]]) -> dict[tuple, Table]:
     """Returns the seeds of each problem and technique at the strongest strength that validation tolerates."""
     strongest = within(strengths(runs, grids), TOLERATED).groupby(TECHNIQUE).tail(1)
     keys = pd.MultiIndex.from_frame(strongest[RUN])
     return groups(runs[pd.MultiIndex.from_frame(runs[RUN]).isin(keys)], TECHNIQUE)
 
 
-def is_at_end(group: pd.DataFrame, runs: pd.DataFrame) -> bool:
+def is_at_end(group: Table, runs: Table) -> bool:
     """Says whether a chosen strength is the weakest or the strongest of several that were run."""
     problem, technique, strength = group[[*TECHNIQUE, "setting"]].iloc[0]
     tried = runs[(runs["problem"] == problem) & (runs["technique"] == technique)]["setting"]

@@ -5,13 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
-
 from benchmarks.engine import records, runner, suitability
 from benchmarks.engine.gradient_counts import count_gradients
 from benchmarks.engine.machine import environment
 from benchmarks.engine.records import Key, Record
-from benchmarks.engine.table import table
+from benchmarks.engine.table import Table, table
 from benchmarks.experiments.experiment import Entry, Experiment
 from benchmarks.problems.problem import Problem
 from benchmarks.techniques import TECHNIQUES
@@ -33,7 +31,7 @@ def run(
     num_steps: int | None = None,
     progress: Callable[[str, float], None] = lambda what, fraction: None,
     note: Callable[[str], None] = lambda text: None,
-) -> pd.DataFrame:
+) -> Table:
     """Runs what is not in the records at `path` yet, appends it, and returns the table of the records asked for.
 
     Args:
@@ -118,11 +116,16 @@ def chosen(
     """Returns the entries to run: the experiment's own, or those asked for."""
     entries = list(experiment.entries)
     if techniques is not None:
-        own = {t.name: [e for e in entries if e.technique.name == t.name] for t in techniques}
-        entries = [entry for t in techniques for entry in own[t.name] or [Entry(t)]]
+        entries = [entry for t in techniques for entry in _entries_of(t, experiment.entries)]
     if learning_rates is not None:
         entries = [e._replace(grid=e.technique.at_rates(learning_rates)) for e in entries]
     return entries
+
+
+def _entries_of(technique, entries):
+    named = [e for e in entries if e.technique.name == technique.name]
+    # All variants of one of its own, one for each kind of problem. A stranger may have the name of one of them.
+    return named if any(e.technique == technique for e in named) else [Entry(technique)]
 
 
 def _prepared(experiment, problem, *, is_own):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.engine import table
+from benchmarks.engine.table import Table
 from benchmarks.report import figures, run_statistics
 from benchmarks.report.figures import HEIGHT, WIDTH, Chart
 
@@ -16,14 +17,14 @@ from benchmarks.report.figures import HEIGHT, WIDTH, Chart
 CEILING = 1e4
 
 
-def spread(rows: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame:
+def spread(rows: Table, by: Sequence[str], name: str) -> Table:
     """Returns by group the mean, the lowest and the highest of a measure over the seeds, as a table."""
     grouped = rows.groupby(list(by), sort=False)[name]
     return grouped.agg(mean="mean", low="min", high="max").reset_index()
 
 
 def curves(
-    runs: pd.DataFrame,
+    runs: Table,
     measures: Sequence[tuple[str, str, str]],
     *,
     x: str = "step",
@@ -78,8 +79,8 @@ def _curve_rows(runs, name, scale, x, ceiling):
 
 
 def band(
-    runs: pd.DataFrame,
-    rows: pd.DataFrame,
+    runs: Table,
+    rows: Table,
     x_title: str,
     y_title: str,
     y_scale: str = "linear",
@@ -127,7 +128,7 @@ def band(
 
 
 def relative_paths(
-    runs: pd.DataFrame,
+    runs: Table,
     panels: Sequence[tuple[str, str]],
     *,
     along: str,
@@ -184,7 +185,7 @@ def _relative_rows(runs, name, along, levels):
 
 
 def effects(
-    runs: pd.DataFrame,
+    runs: Table,
     panels: Sequence[tuple[str, Mapping[str, run_statistics.Interval]]],
     none: float,
 ) -> Chart:
@@ -235,7 +236,7 @@ def effects(
 
 
 def scatter(
-    runs: pd.DataFrame, x: str, y: str, x_title: str, y_title: str, x_scale: str = "linear"
+    runs: Table, x: str, y: str, x_title: str, y_title: str, x_scale: str = "linear"
 ) -> Chart:
     """Draws a dot a seed and a large mark at the mean of the seeds, of two final measures."""
     hue, chosen = figures.color(runs, symbolType="circle"), figures.selection()
@@ -249,7 +250,7 @@ def scatter(
     )
     means["x"] = back(means["x"])
 
-    def layer(rows: pd.DataFrame, **mark: Any):
+    def layer(rows: Table, **mark: Any):
         return (
             alt.Chart(figures.data(rows[["label", "x", "y"]]))
             .mark_point(filled=True, **mark)

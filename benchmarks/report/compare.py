@@ -4,9 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import pandas as pd
-
-from benchmarks.engine.table import groups, setting_text
+from benchmarks.engine.table import Table, groups, setting_text
 from benchmarks.report.run_statistics import median_and_quartiles, with_steps_to_target
 
 # Runs of another length, or of a problem in other words, are not compared.
@@ -65,9 +63,7 @@ def parse_limit(text: str) -> Limit:
     return Limit(match[1], float(match[2]) / 100)
 
 
-def differences(
-    before: pd.DataFrame, after: pd.DataFrame, measures: Sequence[str]
-) -> list[Difference]:
+def differences(before: Table, after: Table, measures: Sequence[str]) -> list[Difference]:
     """Compares the medians over the seeds of every technique and setting that both sets have."""
     first, second = (groups(_with_derived(runs), _SAME) for runs in (before, after))
     found = []
@@ -103,7 +99,7 @@ def cells(
     return head, rows
 
 
-def remarks(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
+def remarks(before: Table, after: Table) -> list[str]:
     """Says what of the two sets is not compared, or not on equal terms."""
     first, second = groups(before, _SAME), groups(after, _SAME)
     found = []

@@ -12,6 +12,8 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
+from benchmarks.engine.table import Table
+
 COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
     *("#56B4E9", "#000000", "#8C6D31", "#882255", "#999933"),
@@ -28,7 +30,7 @@ _STROKE = {"symbolType": "stroke", "symbolSize": 700, "symbolStrokeWidth": 2.5}
 Chart = Any
 
 
-def data(rows: pd.DataFrame | Sequence[dict]) -> alt.Data:
+def data(rows: Table | Sequence[dict]) -> alt.Data:
     """Returns rows as the data of a chart; what a row lacks is left out of it."""
     if isinstance(rows, pd.DataFrame):
         rows = [{k: x for k, x in row.items() if not _is_missing(x)} for row in _records(rows)]
@@ -43,7 +45,7 @@ def _is_missing(value):
     return isinstance(value, float) and value != value
 
 
-def labels(runs: pd.DataFrame) -> list[str]:
+def labels(runs: Table) -> list[str]:
     """Returns the names of all techniques and settings, in the order of appearance."""
     return list(dict.fromkeys(runs["label"]))
 
@@ -65,7 +67,7 @@ def color_of(names: Sequence[str], title: str | None, **symbol: Any) -> alt.Colo
     )
 
 
-def color(runs: pd.DataFrame, **symbol: Any) -> alt.Color:
+def color(runs: Table, **symbol: Any) -> alt.Color:
     """Returns the color of each technique and setting."""
     return color_of(labels(runs), "technique, learning rate", **symbol)
 
@@ -86,7 +88,7 @@ def style_of(
     return color_of(names, title, **symbol), dash
 
 
-def line_style(runs: pd.DataFrame) -> tuple[alt.Color, alt.StrokeDash]:
+def line_style(runs: Table) -> tuple[alt.Color, alt.StrokeDash]:
     """Returns color and dash of each technique and setting."""
     return style_of(labels(runs), "technique, learning rate")
 

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from benchmarks.engine import records
 from benchmarks.engine.machine import PACKAGES
-from benchmarks.engine.table import is_measured, table
+from benchmarks.engine.table import Table, is_measured, table
 from benchmarks.report import tables
 from benchmarks.report.presentation import Presentation
 
@@ -34,7 +32,7 @@ def shown_by(path: Path, known: Presentations) -> Presentation:
     return known[name]
 
 
-def read(path: Path, shown: Presentation) -> pd.DataFrame:
+def read(path: Path, shown: Presentation) -> Table:
     """Reads the table of a file, for what is to be shown of it.
 
     Raises:
@@ -69,7 +67,7 @@ def write(path: Path, folder: Path, known: Presentations) -> None:
     path.write_text("\n".join([HEAD, *sections]), encoding="utf-8")
 
 
-def section(shown: Presentation, runs: pd.DataFrame, source: str) -> str:
+def section(shown: Presentation, runs: Table, source: str) -> str:
     """Returns the section of one table as Markdown; `source` is the path that it names."""
     head, rows = tables.cells(shown, runs)
     lines = [_row(head), _row("---" for _ in head), *map(_row, rows), ""]

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 import vl_convert
 
+from benchmarks.engine.table import Table
 from benchmarks.report import figures, tables
 from benchmarks.report.presentation import Figure, Presentation
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write(shown: Presentation, runs: pd.DataFrame, folder: Path) -> Path:
+def write(shown: Presentation, runs: Table, folder: Path) -> Path:
     """Writes the PNGs and `report.html` into a folder; returns the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = shown.figures(runs)
@@ -25,7 +25,7 @@ def write(shown: Presentation, runs: pd.DataFrame, folder: Path) -> Path:
     return path
 
 
-def render(shown: Presentation, runs: pd.DataFrame, drawn: Sequence[Figure]) -> str:
+def render(shown: Presentation, runs: Table, drawn: Sequence[Figure]) -> str:
     """Renders the page: the headline, the figures, the table, and how to repeat it."""
     head, rows = tables.cells(shown, runs)
     environment = jinja2.Environment(

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import altair as alt
 import pandas as pd
 
-Cell = Callable[[pd.DataFrame, pd.DataFrame], str]
+from benchmarks.engine.table import Table
+
+Cell = Callable[[Table, Table], str]
 
 
 class Column(NamedTuple):
@@ -40,7 +42,7 @@ class Figure(NamedTuple):
     )
 
 
-def no_figures(runs: pd.DataFrame) -> list[Figure]:
+def no_figures(runs: Table) -> list[Figure]:
     """Returns none."""
     del runs
     return []
@@ -67,8 +69,8 @@ class Presentation:
     question: str
     about: str = ""
     columns: Sequence[Column]
-    headline: Callable[[pd.DataFrame], str]
-    figures: Callable[[pd.DataFrame], list[Figure]] = no_figures
+    headline: Callable[[Table], str]
+    figures: Callable[[Table], list[Figure]] = no_figures
     row_per_setting: bool = True
     technique_title: str | None = "technique"
     setting_title: str | None = "rate"
@@ -83,7 +85,7 @@ def mean_column(title: str, about: str, name: str, spec: str, scale: float = 1.0
 def value_column(title: str, about: str, name: str, spec: str) -> Column:
     """Makes a column of a measure of one record; empty where it has none."""
 
-    def cell(group: pd.DataFrame, runs: pd.DataFrame) -> str:
+    def cell(group: Table, runs: Table) -> str:
         del runs
         value: Any = group[name].iloc[0] if name in group else None
         # A measure that other rows have is missing here as NaN.

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import scipy.stats
+
+from benchmarks.engine.table import Table
 
 RESAMPLES = 2000
 
@@ -107,7 +108,7 @@ def steps_to_target(
     return float(steps[i - 1] + fraction * (steps[i] - steps[i - 1]))
 
 
-def with_steps_to_target(runs: pd.DataFrame) -> pd.DataFrame:
+def with_steps_to_target(runs: Table) -> Table:
     """Returns a table of runs with a column `steps_to_target`: infinity for a miss, or where there is no target."""
 
     def taken(curve, target):

@@ -3,18 +3,17 @@
 import textwrap
 from collections.abc import Sequence
 
-import pandas as pd
 import rich.box
 import rich.table
 
-from benchmarks.engine.table import RUN, TECHNIQUE, groups, setting_text
+from benchmarks.engine.table import RUN, TECHNIQUE, Table, groups, setting_text
 from benchmarks.report.presentation import Presentation
 
 # What names a row stands in every block of a table that is too wide for the terminal.
 _NAMES = ("problem", "technique", "rate")
 
 
-def cells(shown: Presentation, runs: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def cells(shown: Presentation, runs: Table) -> tuple[list[str], list[list[str]]]:
     """Returns the head and the rows of the table."""
     # A column that says the same in every row says nothing.
     several = runs["problem"].nunique() > 1

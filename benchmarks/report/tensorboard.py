@@ -3,9 +3,7 @@
 import math
 from pathlib import Path
 
-import pandas as pd
-
-from benchmarks.engine.table import setting_text
+from benchmarks.engine.table import Table, setting_text
 
 
 def check() -> None:
@@ -19,7 +17,7 @@ def check() -> None:
         ) from error
 
 
-def write(runs: pd.DataFrame, folder: Path) -> Path:
+def write(runs: Table, folder: Path) -> Path:
     """Writes every curve of every run; returns the folder to point TensorBoard at.
 
     Args:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import optax_igr
-from benchmarks.techniques.technique import Plan, Technique
+from benchmarks.techniques.technique import ADAM_RATES, SGD_RATES, Plan, Technique
 
 # The l1 norm of the three relevant weights of `sparse_regression`, and a radius that the classifiers do not reach.
 TOTAL = 30.0
@@ -66,6 +66,19 @@ def _hedge(name: str, about: str, **options: Any) -> Technique:
 TECHNIQUES = [
     _eg_plus_minus(TOTAL, "eg_plus_minus"),
     _eg_plus_minus(LARGE_TOTAL, "eg_plus_minus_300"),
+    Technique(
+        "sgd_hypentropy",
+        lambda h, plan: optax.chain(optax.sgd(h), optax_igr.exponentiate_hypentropy()),
+        SGD_RATES,
+        "signed weights in the hypentropy geometry",
+    ),
+    # A zero weight stays zero: a bias that starts there is never learned.
+    Technique(
+        "adam_signed",
+        lambda h, plan: optax.chain(optax.adam(h), optax_igr.exponentiate_signed()),
+        ADAM_RATES,
+        "Adam's step in the exponent, each weight of the sign that it started with",
+    ),
     _hedge("hedge", "EG on the simplex"),
     _hedge("hedge_fixed_share", "the same, fixed share 1e-3", fixed_share=1e-3),
 ]

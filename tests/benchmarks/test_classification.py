@@ -48,7 +48,5 @@ def test_the_accuracy_under_noise_is_that_of_parameters_times_one_plus_s():
         jax.random.normal(jax.random.split(key, 1)[0], ())
         for key in jax.random.split(jax.random.key(20), classification.NOISE_DRAWS)
     ]
-    expected = [
-        np.mean([1 + s * float(x) > 0 for x in drawn]) for s in classification.NOISE_SCALES
-    ]
+    expected = [np.mean([1 + s * float(x) > 0 for x in drawn]) for s in classification.NOISE_SCALES]
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -92,6 +92,9 @@ def test_another_length_of_run_is_another_run(bowls, tmp_path):
 def test_techniques_asked_for_keep_the_rates_of_the_experiment(bowls):
     entries = sweep.chosen(bowls, [TECHNIQUES["adam"], TECHNIQUES["sgd"]])
     assert [(e.technique.name, e.grid) for e in entries] == [("adam", None), ("sgd", (0.1, 0.2))]
+    # A technique of the user's own is itself, also under a name of the experiment.
+    mine = dataclasses.replace(TECHNIQUES["sgd"], about="mine")
+    assert sweep.chosen(bowls, [mine]) == [Entry(mine)]
 
 
 def test_techniques_are_found_among_the_experiments_own_first(bowls):
