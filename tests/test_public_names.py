@@ -36,7 +36,8 @@ ROOMS = {
         scale_by_multibatch_lbfgs multibatch_lbfgs overlapping_batches""",
     "optax_igr.flows": """
         gradient_flow modified_flow flow_from_step optimizer_flow adam_flow minibatch_flow
-        two_player_flow principal_flow integrate convergence_order""",
+        two_player_flow principal_flow central_flow adam_central_flow rmsprop_central_flow edge_flow
+        integrate convergence_order""",
     "optax_igr.diagnostics": """
         implicit_regularization monitor_drift sharpness lipschitz_bounds spectral_norm
         parameter_robustness input_robustness""",
