@@ -150,6 +150,7 @@ def adapt_scale(
       the first step and for the cap, and `value_fn` for the first step (H prefers `curvature_value_fn`). The scale is
       in the state, in float32 or wider: `optax.tree.get(state, "log_scale")`. After a gradient that is not finite it
       emits zeros and keeps its state and the inner one.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
