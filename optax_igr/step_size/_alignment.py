@@ -1,6 +1,7 @@
 r"""How a step and the gradient after it agree, and what an agreement does to the logarithm of a scale.
 
-There is one scale for the whole tree, or one for each leaf. `map_scaled` tells them apart by the tree of the logarithms.
+There is one scale for the whole tree, or one for each leaf. `map_scaled` tells them apart by the tree of the
+logarithms.
 """
 
 from typing import Any, Literal, get_args

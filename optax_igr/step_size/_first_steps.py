@@ -19,7 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import control_flow, trees
+from optax_igr._core import control_flow, derivatives, hyperparameters, trees
 from optax_igr.step_size import _log_domain
 from optax_igr.step_size._alignment import map_scaled
 from optax_igr.step_size._quadratic_model import quadratic_model
@@ -57,19 +57,23 @@ def minimizing_log_scale(
     log_scale: chex.ArrayTree,
     measurements: Measurements,
     *,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
+    radius: hyperparameters.Scalar | None = None,
+    name: str,
 ) -> tuple[chex.ArrayTree, Measurements]:
     r"""Returns the logarithm of :math:`|\sum d^\top g| / (\|v\| \sum |d^\top H d|)`, and the sums so far.
 
-    At first v is the update, then the displacement so far, and :math:`d = v / \|v\|`. Where the curvature is negative its
-    size still tells over which length the gradient changes. Where nothing can be measured all stays.
+    At first v is the update, then the displacement so far, and :math:`d = v / \|v\|`. Where the curvature is negative
+    its size still tells over which length the gradient changes. Where nothing can be measured all stays.
     """
     is_first = measurements.count == 0
     along = jax.tree.map(
         lambda u, w: jnp.where(is_first, u.astype(w.dtype), w), updates, trees.widen(displacement)
     )
     direction, distance = trees.unit(along)
-    model = quadratic_model(value_fn, params, direction, gradient, hvp=hvp)
+    model = quadratic_model(
+        value_fn, params, direction, gradient, hvp=hvp, radius=radius, name=name
+    )
     # The first measurement is biased: the same batch chose the direction. Later sums leave it out.
     has_unbiased = measurements.count > 1
     slope = jnp.where(has_unbiased, measurements.slope, 0) + model.slope
@@ -100,9 +104,9 @@ def measure_if_due(
 ) -> tuple[chex.ArrayTree, Measurements]:
     """Returns the log-scale and the measurements, after one more if it is time for it.
 
-    Under `vmap` each run has its own answer to whether a gradient is usable, and a branch on that becomes a selection of
-    two computed results. The count of updates is the same in all runs. The branch on it stays one and spares the later
-    steps the product.
+    Under `vmap` each run has its own answer to whether a gradient is usable, and a branch on that becomes a selection
+    of two computed results. The count of updates is the same in all runs. The branch on it stays one and spares the
+    later steps the product.
     """
 
     def wait():
