@@ -205,7 +205,7 @@ def _substep(settings: Settings, state: CentralFlowState, time, duration):
     def value(p):
         return settings.value_fn(fill(p))
 
-    loss, gradient = value(selected), derivatives.gradient(value, selected)
+    loss, gradient = _trajectory.value_and_gradient(value, selected)
     moment, half = _inverse_root(settings, state.second_moment, gradient, time, duration)
     product = _product(settings, value, selected, half)
     top = eigen.top_eigenvectors(product, state.directions, settings.krylov_steps)
