@@ -37,8 +37,8 @@ def scale_signal(
     if signal == "cosine":
         # One norm after the other: the product of both may overflow.
         return divide(
-            divide(alignment, jnp.sqrt(trees.squared_norm(step))),
-            jnp.sqrt(trees.squared_norm(gradient)),
+            divide(alignment, trees.norm(step)),
+            trees.norm(gradient),
         )
     return scale * alignment
 
