@@ -1,4 +1,4 @@
-"""NNX parameters that say how they are laid out over devices: a state holds what fits, and no annotation that does not."""
+"""NNX parameters that say how they are laid out over devices: a state keeps no annotation that does not fit it."""
 
 import jax
 import jax.numpy as jnp
