@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from optax_igr._core.accumulated import accumulated
 from optax_igr._core.value_functions import (
     fill_masked,
     mean_over,
@@ -24,7 +25,7 @@ from optax_igr.curvature import (
     overlapping_batches,
     scale_by_multibatch_lbfgs,
     scale_by_newton_cg,
-    scale_by_stochastic_lbfgs,
+    scale_by_sqn,
     slbfgs,
     sqn,
     svrg,
@@ -75,6 +76,7 @@ _MODULES = ("diagnostics", "flax", "flows", "operators")
 
 __all__ = [
     "__version__",
+    "accumulated",
     "adapt_scale",
     "add_gradient_penalty",
     "add_igr",
@@ -117,7 +119,7 @@ __all__ = [
     "scale_by_multibatch_lbfgs",
     "scale_by_newton_cg",
     "scale_by_path",
-    "scale_by_stochastic_lbfgs",
+    "scale_by_sqn",
     "slbfgs",
     "sqn",
     "svrg",

@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, trees
+from optax_igr._core import derivatives, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.curvature import lbfgs_memory
-from optax_igr.curvature.lbfgs_memory import LBFGSMemory, MemoryOptions
+from optax_igr._core.transform import scale_by_learning_rate, transform
+from optax_igr.curvature import _lbfgs_memory, _lbfgs_push
+from optax_igr.curvature._lbfgs_memory import Form, LBFGSMemory
+from optax_igr.curvature._lbfgs_push import MemoryOptions
 
 
 class MultibatchLBFGSState(NamedTuple):
@@ -46,7 +48,7 @@ def scale_by_multibatch_lbfgs(
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
-    form: str = "two_loop",
+    form: Form = "two_loop",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies by an inverse Hessian learnt from gradient differences on the overlap of consecutive batches.
 
@@ -74,6 +76,7 @@ def scale_by_multibatch_lbfgs(
       A transform whose `update` needs `params` and `overlap_value_fn`, the loss on the samples that this batch shares
       with the one before (not evaluated in the first update: there is no pair yet). `state.memory` tells how many
       pairs were accepted and rejected.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -101,35 +104,7 @@ def scale_by_multibatch_lbfgs(
       <https://arxiv.org/abs/1605.06049>`_, 2016
     """
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
-    name = "scale_by_multibatch_lbfgs"
-    options.check(name)
-
-    def init(params):
-        return MultibatchLBFGSState(
-            count=jnp.zeros([], jnp.int32),
-            last_params=jax.tree.map(jnp.zeros_like, params),
-            memory=lbfgs_memory.init(params, memory_size, history_dtype),
-        )
-
-    def update(updates, state, params: Any = None, *, overlap_value_fn: Any = None, **unused):
-        del unused
-        extra_args.require(name, params=params, overlap_value_fn=overlap_value_fn)
-        trees.check_like(name, params, updates=updates)
-        trees.check_like(name, params, **{"last_params of the state": state.last_params})
-        memory = lbfgs_memory.push_if(
-            state.count > 0,
-            state.memory,
-            lambda: overlap_pair(overlap_value_fn, params, state.last_params),
-            min_cosine=min_cosine,
-            powell_damping=powell_damping,
-        )
-        direction = lbfgs_memory.apply(memory, updates, form)
-        # A copy: the next update must find these parameters though the loop donates them.
-        last_params = jax.tree.map(jnp.copy, params)
-        count = optax.safe_increment(state.count)
-        return trees.cast_like(direction, params), MultibatchLBFGSState(count, last_params, memory)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return multibatch_direction("scale_by_multibatch_lbfgs", options)
 
 
 def multibatch_lbfgs(
@@ -139,7 +114,7 @@ def multibatch_lbfgs(
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
-    form: str = "two_loop",
+    form: Form = "two_loop",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descends by multi-batch L-BFGS.
 
@@ -155,6 +130,7 @@ def multibatch_lbfgs(
 
     Returns:
       An optimizer whose `update` needs `params` and `overlap_value_fn`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -180,14 +156,48 @@ def multibatch_lbfgs(
       Berahas, Nocedal, Takáč, `A Multi-Batch L-BFGS Method for Machine Learning
       <https://arxiv.org/abs/1605.06049>`_, 2016
     """
-    direction = scale_by_multibatch_lbfgs(
-        memory_size=memory_size,
-        min_cosine=min_cosine,
-        powell_damping=powell_damping,
-        history_dtype=history_dtype,
-        form=form,
+    options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
+    return optax.chain(
+        multibatch_direction("multibatch_lbfgs", options),
+        scale_by_learning_rate("multibatch_lbfgs", learning_rate),
     )
-    return optax.chain(direction, optax.scale_by_learning_rate(learning_rate))
+
+
+def multibatch_direction(
+    name: str, options: MemoryOptions
+) -> optax.GradientTransformationExtraArgs:
+    """Makes the transform of :func:`scale_by_multibatch_lbfgs` under the public name `name`."""
+    options.check(name)
+
+    def init(params):
+        return MultibatchLBFGSState(
+            count=jnp.zeros([], jnp.int32),
+            last_params=jax.tree.map(jnp.zeros_like, params),
+            memory=_lbfgs_memory.init(params, options.memory_size, options.history_dtype),
+        )
+
+    def update(updates, state, params, *, overlap_value_fn, **unused):
+        del unused
+        memory = _lbfgs_push.push_if(
+            state.count > 0,
+            state.memory,
+            lambda: overlap_pair(overlap_value_fn, params, state.last_params),
+            min_cosine=options.min_cosine,
+            powell_damping=options.powell_damping,
+        )
+        direction = _lbfgs_memory.apply(memory, updates, options.form)
+        # A copy: the next update must find these parameters though the loop donates them.
+        last_params = jax.tree.map(jnp.copy, params)
+        count = optax.safe_increment(state.count)
+        return trees.cast_like(direction, params), MultibatchLBFGSState(count, last_params, memory)
+
+    return transform(
+        name,
+        init,
+        update,
+        needs=("params", "overlap_value_fn"),
+        state_like_params=("last_params",),
+    )
 
 
 def overlap_pair(

@@ -21,7 +21,7 @@ import chex
 import jax
 import optax
 
-from optax_igr._core import drift, hyperparameters, trees
+from optax_igr._core import derivatives, drift, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.penalties.gradient_norm import PenaltyOptions, gradient_penalty
 
@@ -121,7 +121,7 @@ def modified_loss(
 def add_igr(
     step_size: optax.ScalarOrSchedule,
     *,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
     safeguard: bool = False,
@@ -142,6 +142,7 @@ def add_igr(
 
     Returns:
       A transform whose `update` needs `params` and `value_fn` and uses `grad` if it is given.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -174,7 +175,7 @@ def cancel_igr(
     momentum: Scalar = 0.0,
     nesterov: bool = False,
     ema: bool = False,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
     safeguard: bool = False,
@@ -199,6 +200,7 @@ def cancel_igr(
 
     Returns:
       A transform whose `update` needs `params` and `value_fn` and uses `grad` if it is given.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -236,7 +238,7 @@ def hold_igr(
     momentum: Scalar = 0.0,
     nesterov: bool = False,
     ema: bool = False,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
     safeguard: bool = False,
@@ -262,6 +264,7 @@ def hold_igr(
 
     Returns:
       A transform whose `update` needs `params` and `value_fn` and uses `grad` if it is given.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

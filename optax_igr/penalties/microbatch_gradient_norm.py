@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import control_flow, derivatives, extra_args, hyperparameters, trees
 from optax_igr.penalties import gradient_norm
 
 
@@ -24,7 +24,7 @@ def add_microbatch_gradient_penalty(
     num_microbatches: int,
     *,
     norm: str = "squared",
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
     safeguard: bool = False,
@@ -49,6 +49,7 @@ def add_microbatch_gradient_penalty(
     Returns:
       A transform whose `update` needs `params` and `microbatch_value_fn`, `(params, index) -> scalar` with index in
       0..k-1; :func:`optax_igr.microbatched` makes one from a batch.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -86,7 +87,7 @@ def add_microbatch_gradient_penalty(
         extra_args.require(transform, params=params, microbatch_value_fn=microbatch_value_fn)
         gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(transform, params, updates=updates, grad=gradient)
-        selected, fill = gradient_norm.selection(transform, params, options)
+        selected, fill = trees.select(transform, params, options.mask)
         radius_now = hyperparameters.optional_value_at(options.radius, state.count)
 
         def accumulate(total, index):
@@ -100,12 +101,13 @@ def add_microbatch_gradient_penalty(
                 norm=options.norm,
                 hvp=options.hvp,
                 radius=radius_now,
+                name=transform,
             )
             return trees.add(total, direction), None
 
         zero = jax.tree.map(jnp.zeros_like, trees.widen(selected))
         indices = jnp.arange(num_microbatches, dtype=jnp.int32)
-        total, _ = jax.lax.scan(accumulate, zero, indices)
+        total, _ = control_flow.scan(accumulate, zero, indices)
         coefficient_now = hyperparameters.value_at(coefficient, state.count)
         penalty = trees.scale(coefficient_now / num_microbatches, total)
         return gradient_norm.add_penalty(updates, gradient, penalty, state, options.safeguard)
