@@ -55,7 +55,8 @@ def extrapolated_gradient_penalty(
     :func:`optax_igr.extrapolation_eval_params` for evaluation, and save parameters and state together. It is the
     outermost transform: whatever clips, scales or projects belongs inside `inner`. What `inner` clips is the step of
     :math:`\theta`; the displacement has a bound of its own. The statistics of BatchNorm are those of the
-    extrapolated parameters: recompute them at :math:`\theta` before evaluation.
+    extrapolated parameters: recompute them at :math:`\theta` before evaluation. In a loop that hands over `grad`,
+    wrap it by :func:`optax_igr.accumulated` inside `optax.MultiSteps`.
 
     It is exact to first order in :math:`\mu` and in the step: the gradient it extrapolates by is one step old, and
     the displacement :math:`2\mu g` must be short against the curvature's own scale, as for every forward difference.
