@@ -25,7 +25,7 @@ from optax_igr._core.transform import scale_by_learning_rate, transform
 from optax_igr.geometry import _domain, _rounding
 from optax_igr.geometry.exponentiate_simplex import (
     has_moved,
-    log_normaliser,
+    log_normalizer,
     maximum,
     scaled_terms,
 )
@@ -56,10 +56,10 @@ def plus_minus_log_weights(
         scaled_terms(jnp.exp(log_positive), up, axis)[1]
         + scaled_terms(jnp.exp(log_negative), down, axis)[1]
     )
-    moves, normaliser = has_moved(sums), log_normaliser(sums, total)
+    moves, normalizer = has_moved(sums), log_normalizer(sums, total)
     return (
-        log_positive + jnp.where(moves, up - normaliser, 0),
-        log_negative + jnp.where(moves, down - normaliser, 0),
+        log_positive + jnp.where(moves, up - normalizer, 0),
+        log_negative + jnp.where(moves, down - normalizer, 0),
     )
 
 
@@ -103,7 +103,7 @@ def eg_plus_minus(
         `jax.jit`), for one with :math:`\|w\|_1 \ge U`.
 
     .. note::
-      Inside `optax.inject_hyperparams`, name `axis` in `static_args`. The unnormalised EG± needs no state:
+      Inside `optax.inject_hyperparams`, name `axis` in `static_args`. The unnormalized EG± needs no state:
       it is :func:`optax_igr.exponentiate_hypentropy`.
 
     Examples:

@@ -3,8 +3,8 @@ r"""Exponentiated gradient on the positive cone, as the last link of any chain.
 .. math:: w \leftarrow w \odot e^{u}
 
 where :math:`u` is the additive update that the chain would have made. With :math:`u = -\eta g` it is EGU, the
-unnormalised exponentiated gradient, which is mirror descent with the mirror map
-:math:`\sum_i w_i \log w_i - w_i`: the step minimises :math:`\langle -u, w' \rangle + \mathrm{KL}(w' | w)`, and
+unnormalized exponentiated gradient, which is mirror descent with the mirror map
+:math:`\sum_i w_i \log w_i - w_i`: the step minimizes :math:`\langle -u, w' \rangle + \mathrm{KL}(w' | w)`, and
 :math:`\log w` moves by :math:`u` itself, with no Jacobian. It is gradient flow on :math:`v` with
 :math:`w = v^2/4`, to first order in the step.
 

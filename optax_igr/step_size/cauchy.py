@@ -45,7 +45,7 @@ RULES: tuple[str, ...] = get_args(Rule)
 def step_length(rule: str, model: QuadraticModel) -> jax.Array:
     r"""Returns the length :math:`\eta` of the step :math:`-\eta d`; zero where it is undefined.
 
-    `cauchy` minimises the model, :math:`d^\top g / d^\top H d`; `minimal_residual` the norm
+    `cauchy` minimizes the model, :math:`d^\top g / d^\top H d`; `minimal_residual` the norm
     :math:`\|g - \eta H d\|` of the gradient at the end of the step, :math:`g^\top H d / \|Hd\|^2`; `geometric_mean`
     is between the two, and :math:`\|g\| / \|Hg\|` along the gradient.
     """

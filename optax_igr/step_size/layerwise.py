@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from optax_igr._core import hyperparameters, trees
@@ -227,7 +228,7 @@ def _scale_by_path(name: str, factor_fn: Callable) -> optax.GradientTransformati
 
 def _is_finite(value: Any) -> bool:
     """Says whether a factor whose value is known is finite."""
-    return isinstance(value, jax.core.Tracer) or bool(np.all(np.isfinite(np.asarray(value))))
+    return isinstance(value, Tracer) or bool(np.all(np.isfinite(np.asarray(value))))
 
 
 def _aligned(transform: str, path: KeyPath, factor: jax.Array, leaf: Any) -> jax.Array:

@@ -259,9 +259,8 @@ def adapt_scale(
         limit = _first_steps.grown_length_limit(state.longest_step)
         return _first_steps.limited_log_scale(log_scale, inner_updates, limit), measurements
 
-    def cap(count, log_scale, inner_updates, params):
-        """Returns the log-scale at which the step is short enough for its parameters."""
-        relative = hyperparameters.value_at(max_relative_update, count)
+    def cap(relative, log_scale, inner_updates, params):
+        """Returns the log-scale at which the step is that fraction of its parameters at most."""
         limit = relative * _first_steps.reach(params)
         return _first_steps.limited_log_scale(log_scale, inner_updates, limit)
 
@@ -316,7 +315,8 @@ def adapt_scale(
             if num_measured > 1:
                 fraction = _first_steps.ramp(state.count, measurements.count, num_measured)
         if max_relative_update is not None:
-            log_scale = cap(state.count, log_scale, inner_updates, params)
+            relative = hyperparameters.value_at(max_relative_update, state.count)
+            log_scale = cap(relative, log_scale, inner_updates, params)
         center, longest = state.measured_log_scale, state.longest_step
         if first_step is not None:
             center, longest = remember(state, log_scale, inner_updates, measurements)
