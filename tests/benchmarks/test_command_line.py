@@ -193,6 +193,8 @@ def test_a_missing_file_is_named_with_the_command_that_brings_it(tmp_path):
     assert "`python -m benchmarks download mnist` brings it" in result.words
 
 
+# A difference warns that it does not see the kinks of the network.
+@pytest.mark.filterwarnings("ignore:add_gradient_penalty")
 def test_the_cost_of_a_step_is_measured_beside_the_plain_one_and_by_hand(tmp_path):
     result = invoke(
         *("steps", "--out", tmp_path, "--rounds", 1, "--widths", "64,64,10", "--batch-size", 32),
