@@ -257,8 +257,8 @@ EXPERIMENT = Experiment(
     question="Which flow follows an optimizer at the edge of stability?",
     about="Where the largest curvature reaches 2/h, the series of the modified flows has ended, and the steps "
     "oscillate. The central flow follows their average; the published one takes gradient flow outside the critical "
-    "directions, the corrected one the optimizer's own step. Edge flow follows one direction and its oscillation. Everything is "
-    "computed in float64.",
+    "directions, the corrected one the optimizer's own step. Edge flow follows one direction and its oscillation. "
+    "Everything is computed in float64.",
     measurements=measurements(),
     columns=[
         value_column("measure", "what the value is", "measure", "s"),
