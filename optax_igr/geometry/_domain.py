@@ -46,7 +46,7 @@ def check_update(transform: str, params: Any, tree: Any, *, name: str = "updates
     """
 
     def dtype(param: jax.Array, update: jax.Array) -> Any:
-        is_wider = jnp.promote_types(param.dtype, update.dtype) == update.dtype
+        is_wider = trees.widest(param.dtype, update.dtype) == update.dtype
         return param.dtype if is_wider else update.dtype
 
     same_structure = jax.tree.structure(params) == jax.tree.structure(tree)
