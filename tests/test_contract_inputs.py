@@ -17,6 +17,7 @@ from tests.contract import (
     every_transform,
     params_of,
     plain_run,
+    training_step,
 )
 
 
@@ -74,11 +75,12 @@ def test_python_numbers_are_scalars(entry):
 
 @every_entry
 def test_leaves_that_are_no_real_numbers_are_left_alone(entry):
-    """An epoch counter, a mask, a random key: the others move as if they were not there."""
+    """An epoch counter, a mask: the others move as if they were not there."""
     run = plain_run(entry)
-    others = {"epoch": jnp.int32(3), "mask": np.array([True, False]), "key": jax.random.key(1)}
+    others = {"epoch": jnp.int32(3), "mask": np.array([True, False])}
     params = run.problem.params | others
-    gradient = jax.jit(run.problem.gradient)(run.problem.params) | others
+    no_gradient = jax.tree.map(jnp.zeros_like, others)
+    gradient = jax.jit(run.problem.gradient)(run.problem.params) | no_gradient
 
     def of_all(fn):
         """The loss finds the other leaves where it left them."""
@@ -92,7 +94,7 @@ def test_leaves_that_are_no_real_numbers_are_left_alone(entry):
     problem = problems.Problem(None, of_all(run.problem.outputs_fn))
     found, state = one_step(entry, problem, params, entry.optimizer().init(params), gradient)
     expected, expected_state = run.after[1]
-    found = {name: x for name, x in found.items() if name not in others}
+    chex.assert_trees_all_equal({name: found.pop(name) for name in others}, others)
     assert_close_of(entry, found, expected)
     assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(expected_state))
 
@@ -174,3 +176,72 @@ def test_no_step_of_an_eager_update_is_nan(entry, factor):
             arguments = problem.extra_arguments(entry.needs)
             updates, state = optimizer.update(gradient, state, params, **arguments)
     assert_finite((updates, state))
+
+
+@every_transform
+def test_an_eager_step_compiles_nothing_that_the_one_before_did_not(entry):
+    """Each step brings a new `value_fn`. A branch or a loop over it would compile anew, at seconds a step."""
+    optimizer = entry.optimizer()
+    params = params_of(entry, SHAPES_WITHOUT_SCALAR)
+    state = optimizer.init(params)
+    compiled = []
+
+    def count(event, duration, **unused):
+        del duration, unused
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for _ in range(7):
+            # Past the first steps, at which some transforms measure, move an anchor or make a pair.
+            before = len(compiled)
+            problem = problems.coupled(params)
+            arguments = problem.extra_arguments(entry.needs)
+            gradient = problem.gradient(params)
+            updates, state = optimizer.update(gradient, state, params, **arguments)
+            params = optax.apply_updates(params, updates)
+        assert len(compiled) == before, f"the last step compiled {len(compiled) - before} programs"
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+@every_transform
+def test_a_value_function_with_auxiliary_data_is_named(entry):
+    """There is no `has_aux`, and JAX's own error would name nothing that the user wrote."""
+    scalars = [name for name in entry.needs if name.endswith("value_fn")]
+    if not scalars:
+        pytest.skip("it evaluates no loss")
+    transform = entry.alone()
+    params = params_of(entry, SHAPES_WITHOUT_SCALAR)
+    problem = problems.coupled(params)
+    grads, state = problem.gradient(params), transform.init(params)
+    arguments = problem.extra_arguments(entry.needs)
+    for name in scalars:
+        given = arguments | {name: lambda *args, fn=arguments[name]: (fn(*args), "aux")}
+        with pytest.raises(ValueError, match=rf"(?s){entry.name}: `{name}`.*has_aux"):
+            jax.eval_shape(
+                lambda given=given: transform.update(grads, state, params, grad=grads, **given)[0]
+            )
+
+
+@every_transform
+def test_the_derivative_through_a_step_at_a_zero_gradient_is_finite(entry):
+    """Of the derivatives that a step takes of its norms and logarithms none may be infinite there."""
+    if entry.without_reverse_mode:
+        pytest.skip("it has forward derivatives alone")
+    optimizer = entry.optimizer()
+    params = params_of(entry, SHAPES_WITHOUT_SCALAR)
+
+    def after(scale):
+        # Not of the parameters, in which a loss without a gradient has no curvature either.
+        problem = problems.Problem(
+            None,
+            lambda p: jax.tree.map(lambda x: scale * x, problems.coupled(p).outputs_fn(p)),
+        )
+        carry = (params, optimizer.init(params))
+        step = training_step(entry, optimizer, problem)
+        (end, _), _ = jax.lax.scan(lambda c, _: (step(*c), None), carry, length=2)
+        return sum(jnp.sum(x) for x in jax.tree.leaves(end))
+
+    assert_finite(jax.jit(jax.grad(after))(jnp.zeros([])))

@@ -161,7 +161,7 @@ def _has_near_kinks(found: precision.Precision) -> bool:
 
 def _length(vector: Tree) -> jax.Array:
     """Returns the norm, or 1 for a zero vector, which is not perturbed at all."""
-    length = jnp.sqrt(trees.squared_norm(vector))
+    length = trees.norm(vector)
     return jnp.where(length > 0, length, 1)
 
 

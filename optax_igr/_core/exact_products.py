@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import trees
+from optax_igr._core import extra_args, trees
 from optax_igr._core.trees import Tree
 
 ValueFn = Callable[[Tree], jax.Array]
@@ -81,7 +81,7 @@ def scalar(value_fn: ValueFn) -> ValueFn:
         value = value_fn(params)
         is_array = hasattr(value, "shape") and hasattr(value, "dtype")
         if not is_array or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"a value function must return one real number, got {value!r}.")
+            raise extra_args.ValueFunctionError(value)
         return value
 
     return checked

@@ -21,6 +21,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from optax_igr._core import control_flow
+
 SUFFICIENT_DECREASE = 1e-4
 SHRINKAGE = (0.1, 0.5)
 
@@ -37,7 +39,7 @@ def good_fraction(
     slope: jax.Array,
     predicted: jax.Array,
     loss_slope: Callable[[], jax.Array],
-    max_steps: int,
+    max_steps: int | jax.Array,
 ) -> jax.Array:
     r"""Returns the first :math:`\alpha` whose step is good, or 0.
 
@@ -48,7 +50,7 @@ def good_fraction(
       slope: :math:`u^\top d`.
       predicted: the decrease that the model predicts for d.
       loss_slope: returns :math:`\nabla L^\top d`; called for a step that is not good without it.
-      max_steps: the largest number of further values.
+      max_steps: the largest number of further values; 0 judges nothing.
     """
     # Where rounding hides the decrease, a loss that is equal to rounding is no sign of a bad step.
     rounding = rounding_of(value)
@@ -59,8 +61,9 @@ def good_fraction(
 
     one, nothing = jnp.ones_like(slope), jnp.zeros_like(slope)
     is_doubtful = jnp.isfinite(value) & ~is_good(one, unit_value, nothing)
+    is_doubtful &= max_steps > 0
     # Most updates are the gradient of the loss, and most steps are good: the gradient of the loss is rarely needed.
-    rest = jax.lax.cond(is_doubtful, lambda: slope - loss_slope(), lambda: nothing)
+    rest = control_flow.cond(is_doubtful, lambda: slope - loss_slope(), lambda: nothing)
 
     def is_bad(carry):
         alpha, stepped, steps = carry
@@ -76,5 +79,5 @@ def good_fraction(
         return alpha, value_along(alpha), steps + 1
 
     carry = (one, unit_value, jnp.zeros([], jnp.int32))
-    alpha, stepped, _ = jax.lax.while_loop(is_bad, shorten, carry)
+    alpha, stepped, _ = control_flow.while_loop(is_bad, shorten, carry)
     return jnp.where(is_doubtful & ~is_good(alpha, stepped, rest), 0, alpha)

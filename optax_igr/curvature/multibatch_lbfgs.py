@@ -5,8 +5,8 @@ Consecutive batches overlap, and :math:`O = S_{t-1} \cap S_t` alone makes the pa
 .. math::
   s = \theta_t - \theta_{t-1}, \qquad y = \nabla L_O(\theta_t) - \nabla L_O(\theta_{t-1}),
 
-so that the noise of sampling cancels in y, where the difference of the gradients of two batches is mostly that noise.
-The first preconditioned step is the second. For an overlap of a fraction o of the batch, a step costs 1 + 2o gradients.
+so that the noise of sampling cancels in y. The difference of the gradients of two batches is mostly that noise. The
+second step is the first preconditioned one. For an overlap of a fraction o of the batch, a step costs 1 + 2o gradients.
 
 References:
   Berahas, Nocedal, Takáč, `A Multi-Batch L-BFGS Method for Machine Learning <https://arxiv.org/abs/1605.06049>`_, 2016
@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, trees
+from optax_igr._core import derivatives, trees
 from optax_igr._core.hyperparameters import Scalar
+from optax_igr._core.transform import scale_by_learning_rate, transform
 from optax_igr.curvature import _lbfgs_memory, _lbfgs_push
 from optax_igr.curvature._lbfgs_memory import Form, LBFGSMemory
 from optax_igr.curvature._lbfgs_push import MemoryOptions
@@ -33,7 +34,7 @@ class MultibatchLBFGSState(NamedTuple):
     Attributes:
       count: the number of updates.
       last_params: the parameters of the update before.
-      memory: the pairs, and how many were accepted and rejected.
+      memory: the pairs, and how many were accepted, rejected and dropped.
     """
 
     count: ArrayLike
@@ -49,12 +50,12 @@ def scale_by_multibatch_lbfgs(
     history_dtype: Any = None,
     form: Form = "two_loop",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Multiplies by an inverse Hessian learnt from gradient differences on the overlap of consecutive batches.
+    r"""Multiplies by an inverse Hessian learned from gradient differences on the overlap of consecutive batches.
 
     .. math:: u \leftarrow H_t u
 
-    It belongs first in a chain: the pairs describe the loss, not the updates. Full overlap, at the price of three
-    gradients a step, is `overlap_value_fn=value_fn`.
+    It belongs first in a chain, because the pairs describe the loss, not the updates. Full overlap is
+    `overlap_value_fn=value_fn`, at the price of three gradients a step.
 
     Args:
       memory_size: M, the number of pairs.
@@ -65,16 +66,22 @@ def scale_by_multibatch_lbfgs(
       form: how the direction is computed: `two_loop`, or `gram`, which needs one reduction on a mesh.
 
     .. note::
+      One step at which the loss is far out of scale changes no pair for good: a pair whose :math:`\|y\|/\|s\|` differs
+      from that of the newest one by a factor of a million is rejected, and after ten rejections in a row all pairs are
+      dropped (`state.memory.dropped_count`). The direction of that step has no bound. Put
+      `optax.clip_by_global_norm` before this transform, which clips the gradient and leaves the pairs alone.
+
+    .. note::
       The shared samples must be enough to show the curvature of the loss along a step. A few of them may see none.
-      Then :math:`y = \lambda s` with the L2 coefficient :math:`\lambda`, which no guard can tell from a true pair, and
-      H grows to :math:`1/\lambda`. On a squared hinge of 100 parameters, pairs of 5 or 12 shared samples diverge at
-      every rate from 0.03 to 1, and pairs of 25 or 50 converge at rates up to 0.3; `powell_damping=0.2` lets 12 do at
-      0.03.
+      Then :math:`y = \lambda s` with the L2 coefficient :math:`\lambda`, and H grows to :math:`1/\lambda`. No guard can
+      tell such a pair from a true one. On a squared hinge of 100 parameters, 5 or 12 shared samples diverge at every
+      rate from 0.03 to 1, and 25 or 50 converge at rates up to 0.3. With `powell_damping=0.2`, 12 converge at 0.03.
 
     Returns:
       A transform whose `update` needs `params` and `overlap_value_fn`, the loss on the samples that this batch shares
       with the one before (not evaluated in the first update: there is no pair yet). `state.memory` tells how many
       pairs were accepted and rejected.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -102,35 +109,7 @@ def scale_by_multibatch_lbfgs(
       <https://arxiv.org/abs/1605.06049>`_, 2016
     """
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
-    name = "scale_by_multibatch_lbfgs"
-    options.check(name)
-
-    def init(params):
-        return MultibatchLBFGSState(
-            count=jnp.zeros([], jnp.int32),
-            last_params=jax.tree.map(jnp.zeros_like, params),
-            memory=_lbfgs_memory.init(params, memory_size, history_dtype),
-        )
-
-    def update(updates, state, params: Any = None, *, overlap_value_fn: Any = None, **unused):
-        del unused
-        extra_args.require(name, params=params, overlap_value_fn=overlap_value_fn)
-        trees.check_like(name, params, updates=updates)
-        trees.check_like(name, params, **{"last_params of the state": state.last_params})
-        memory = _lbfgs_push.push_if(
-            state.count > 0,
-            state.memory,
-            lambda: overlap_pair(overlap_value_fn, params, state.last_params),
-            min_cosine=min_cosine,
-            powell_damping=powell_damping,
-        )
-        direction = _lbfgs_memory.apply(memory, updates, form)
-        # A copy: the next update must find these parameters though the loop donates them.
-        last_params = jax.tree.map(jnp.copy, params)
-        count = optax.safe_increment(state.count)
-        return trees.cast_like(direction, params), MultibatchLBFGSState(count, last_params, memory)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return multibatch_direction("scale_by_multibatch_lbfgs", options)
 
 
 def multibatch_lbfgs(
@@ -156,6 +135,7 @@ def multibatch_lbfgs(
 
     Returns:
       An optimizer whose `update` needs `params` and `overlap_value_fn`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -181,14 +161,48 @@ def multibatch_lbfgs(
       Berahas, Nocedal, Takáč, `A Multi-Batch L-BFGS Method for Machine Learning
       <https://arxiv.org/abs/1605.06049>`_, 2016
     """
-    direction = scale_by_multibatch_lbfgs(
-        memory_size=memory_size,
-        min_cosine=min_cosine,
-        powell_damping=powell_damping,
-        history_dtype=history_dtype,
-        form=form,
+    options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
+    return optax.chain(
+        multibatch_direction("multibatch_lbfgs", options),
+        scale_by_learning_rate("multibatch_lbfgs", learning_rate),
     )
-    return optax.chain(direction, optax.scale_by_learning_rate(learning_rate))
+
+
+def multibatch_direction(
+    name: str, options: MemoryOptions
+) -> optax.GradientTransformationExtraArgs:
+    """Makes the transform of :func:`scale_by_multibatch_lbfgs` under the public name `name`."""
+    options.check(name)
+
+    def init(params):
+        return MultibatchLBFGSState(
+            count=jnp.zeros([], jnp.int32),
+            last_params=jax.tree.map(jnp.zeros_like, params),
+            memory=_lbfgs_memory.init(params, options.memory_size, options.history_dtype),
+        )
+
+    def update(updates, state, params, *, overlap_value_fn, **unused):
+        del unused
+        memory = _lbfgs_push.push_if(
+            state.count > 0,
+            state.memory,
+            lambda: overlap_pair(overlap_value_fn, params, state.last_params),
+            min_cosine=options.min_cosine,
+            powell_damping=options.powell_damping,
+        )
+        direction = _lbfgs_memory.apply(memory, updates, options.form)
+        # A copy: the next update must find these parameters though the loop donates them.
+        last_params = jax.tree.map(jnp.copy, params)
+        count = optax.safe_increment(state.count)
+        return trees.cast_like(direction, params), MultibatchLBFGSState(count, last_params, memory)
+
+    return transform(
+        name,
+        init,
+        update,
+        needs=("params", "overlap_value_fn"),
+        state_like_params=("last_params",),
+    )
 
 
 def overlap_pair(

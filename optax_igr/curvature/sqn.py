@@ -6,7 +6,7 @@ A difference of two minibatch gradients is mostly noise. Here a pair is made eve
 .. math::
   s_t = \bar\theta_t - \bar\theta_{t-1}, \qquad y_t = \nabla^2 L_{S_H}(\bar\theta_t)\,s_t,
 
-on a batch :math:`S_H` of its own, larger than that of the gradient. Two averages make the first pair, so that the steps
+on a batch :math:`S_H` of its own, larger than that of the gradient. Two averages make the first pair, so the steps
 up to 2L are plain gradient steps, and step 2L + 1 is the first preconditioned one. The Hessian is taken at the average,
 not at the current iterate.
 
@@ -17,6 +17,7 @@ References:
   Byrd et al, `A Stochastic Quasi-Newton Method for Large-Scale Optimization <https://arxiv.org/abs/1401.7020>`_, 2016
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -25,8 +26,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import derivatives, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
+from optax_igr._core.transform import scale_by_learning_rate, transform
 from optax_igr.curvature import _lbfgs_memory, _lbfgs_push
 from optax_igr.curvature._lbfgs_memory import Form, LBFGSMemory
 from optax_igr.curvature._lbfgs_push import MemoryOptions
@@ -39,7 +41,7 @@ class SQNState(NamedTuple):
       count: the number of updates.
       mean_params: the average of the iterates since the last multiple of L, in float32 or wider.
       last_mean_params: the average over the L iterates before.
-      memory: the pairs, and how many were accepted and rejected.
+      memory: the pairs, and how many were accepted, rejected and dropped.
     """
 
     count: ArrayLike
@@ -52,22 +54,25 @@ def scale_by_sqn(
     *,
     memory_size: int = 10,
     pair_interval: int = 10,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
+    radius: optax.ScalarOrSchedule | None = None,
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
     form: Form = "two_loop",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Multiplies by an inverse Hessian learnt from Hessian-vector products at averaged iterates.
+    r"""Multiplies by an inverse Hessian learned from Hessian-vector products at averaged iterates.
 
     .. math:: u \leftarrow H_t u
 
-    It belongs first in a chain, or behind :func:`optax_igr.svrg`: the pairs describe the loss, not the updates.
+    It belongs first in a chain, or behind :func:`optax_igr.svrg`, because the pairs describe the loss, not the updates.
 
     Args:
       memory_size: M, the number of pairs.
       pair_interval: L, the number of steps between two pairs.
-      hvp: how the Hessian-vector product is computed, one of the exact modes.
+      hvp: how the Hessian-vector product is computed: `auto` takes the fastest exact mode that the loss allows, else a
+        difference.
+      radius: the length of a difference's perturbation, a number or a schedule; None takes a default.
       min_cosine: a pair is rejected unless :math:`s^\top y > \cos_{min} \|s\| \|y\|`.
       powell_damping: c in (0, 1): y moves towards Bs until :math:`s^\top y \ge c\,s^\top B s`, so that a loss that is
         not convex rejects no pair after the first; None leaves y as it is.
@@ -78,14 +83,21 @@ def scale_by_sqn(
     Returns:
       A transform whose `update` needs `params` and, at every step, `curvature_value_fn`, which it evaluates at every
       `pair_interval`-th. `state.memory` tells how many pairs were accepted and rejected.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
 
     .. note::
+      One step at which the loss is far out of scale changes no pair for good: a pair whose :math:`\|y\|/\|s\|` differs
+      from that of the newest one by a factor of a million is rejected, and after ten rejections in a row all pairs are
+      dropped (`state.memory.dropped_count`). The direction of that step has no bound. Put
+      `optax.clip_by_global_norm` before this transform, or between :func:`optax_igr.svrg` and it.
+
+    .. note::
       Only the count of steps decides when the product is taken, so a collective inside `curvature_value_fn` is met by
       all devices at once. Under `jax.vmap` call `init` inside the `vmap`: the count then stays unbatched, and the
-      branch a branch.
+      branch stays a branch.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optax_igr
@@ -106,7 +118,7 @@ def scale_by_sqn(
       <https://arxiv.org/abs/1401.7020>`_, 2016
     """
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
-    return sqn_direction("scale_by_sqn", pair_interval, hvp, options)
+    return sqn_direction("scale_by_sqn", pair_interval, hvp, radius, options)
 
 
 def sqn(
@@ -114,7 +126,8 @@ def sqn(
     *,
     memory_size: int = 10,
     pair_interval: int = 10,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
+    radius: optax.ScalarOrSchedule | None = None,
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
@@ -124,14 +137,15 @@ def sqn(
 
     .. math:: \theta \leftarrow \theta - \gamma_t H_t g
 
-    The first 2L steps are plain gradient steps with the same rate. The noise of the gradient stays: it needs a decaying
-    rate, and ends level with tuned gradient descent where :func:`optax_igr.slbfgs` goes on.
+    The first 2L steps are plain gradient steps with the same rate. The noise of the gradient stays, so the rate must
+    decay. The result is then level with tuned gradient descent; :func:`optax_igr.slbfgs` goes further.
 
     Args:
       learning_rate: :math:`\gamma`, a number or a schedule.
       memory_size: as in :func:`optax_igr.scale_by_sqn`, and so are the others.
       pair_interval: L, the number of steps between two pairs.
       hvp: how the Hessian-vector product is computed.
+      radius: the length of a difference's perturbation.
       min_cosine: the guard of the pairs.
       powell_damping: c, or None.
       history_dtype: of the pairs.
@@ -139,6 +153,7 @@ def sqn(
 
     Returns:
       An optimizer whose `update` needs `params` and `curvature_value_fn`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -166,18 +181,22 @@ def sqn(
     """
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
     return optax.chain(
-        sqn_direction("sqn", pair_interval, hvp, options),
-        optax.scale_by_learning_rate(learning_rate),
+        sqn_direction("sqn", pair_interval, hvp, radius, options),
+        scale_by_learning_rate("sqn", learning_rate),
     )
 
 
 def sqn_direction(
-    transform: str, pair_interval: int, hvp: str, options: MemoryOptions
+    name: str,
+    pair_interval: int,
+    hvp: derivatives.Mode,
+    radius: optax.ScalarOrSchedule | None,
+    options: MemoryOptions,
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes the transform of :func:`scale_by_sqn` under the public name `transform`."""
-    options.check(transform)
-    hyperparameters.check_positive_integer(transform, "pair_interval", pair_interval)
-    hyperparameters.check_choice(transform, "hvp", hvp, derivatives.EXACT_MODES)
+    """Makes the transform of :func:`scale_by_sqn` under the public name `name`."""
+    options.check(name)
+    hyperparameters.check_positive_integer(name, "pair_interval", pair_interval)
+    derivatives.check_mode(name, hvp, radius)
 
     def init(params):
         def mean():
@@ -186,19 +205,28 @@ def sqn_direction(
         memory = _lbfgs_memory.init(params, options.memory_size, options.history_dtype)
         return SQNState(jnp.zeros([], jnp.int32), mean(), mean(), memory)
 
-    def update(updates, state, params: Any = None, *, curvature_value_fn: Any = None, **unused):
+    def update(updates, state, params, *, curvature_value_fn: Any, **unused):
         del unused
-        extra_args.require(transform, params=params, curvature_value_fn=curvature_value_fn)
-        trees.check_like(transform, params, updates=updates)
-        trees.check_state_like(transform, params, mean_params=state.mean_params)
+
+        def product(point, vector):
+            return derivatives.hessian_vector_product(
+                curvature_value_fn,
+                point,
+                vector,
+                mode=hvp,
+                radius=hyperparameters.optional_value_at(radius, state.count),
+                name=name,
+            )
+
         direction, slot = _lbfgs_memory.apply_and_next_slot(state.memory, updates, options.form)
+        # The average includes the iterate of this step before the step is taken, as in algorithm 1.
         in_block = state.count % pair_interval
         mean = mean_with(state.mean_params, params, in_block)
         is_last = in_block == pair_interval - 1
         memory = _lbfgs_push.push_if(
             is_last & (state.count >= pair_interval),
             state.memory,
-            lambda: averaged_pair(curvature_value_fn, mean, state.last_mean_params, params, hvp),
+            lambda: averaged_pair(product, mean, state.last_mean_params, params),
             min_cosine=options.min_cosine,
             powell_damping=options.powell_damping,
             slot=slot,
@@ -210,27 +238,40 @@ def sqn_direction(
             optax.safe_increment(state.count), mean, last_mean, memory
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(
+        name,
+        init,
+        update,
+        needs=("params", "curvature_value_fn"),
+        state_like_params=("mean_params", "last_mean_params"),
+    )
 
 
 def mean_with(mean: chex.ArrayTree, params: Any, num_averaged: ArrayLike) -> chex.ArrayTree:
     """Returns the mean of `num_averaged` trees and one more; a block starts anew at 0."""
 
     def leaf(m, p):
-        moved = m + (p.astype(m.dtype) - m) / (num_averaged + 1)
-        return jnp.where(num_averaged == 0, p.astype(m.dtype), moved.astype(m.dtype))
+        weight = 1 / jnp.asarray(num_averaged + 1, jnp.finfo(m.dtype).dtype)
+        # A difference that is averaged keeps small steps, which a sum of L iterates would round away.
+        moved = m + weight * (p.astype(m.dtype) - m)
+        return jnp.where(num_averaged == 0, p.astype(m.dtype), moved)
 
     return jax.tree.map(leaf, mean, params)
 
 
 def averaged_pair(
-    curvature_value_fn: derivatives.ValueFn,
+    product: Callable[[Any, Any], Any],
     mean: chex.ArrayTree,
     last_mean: chex.ArrayTree,
     params: Any,
-    hvp: str,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    r"""Returns :math:`s = \bar\theta - \bar\theta'` and :math:`y = \nabla^2 L(\bar\theta)\,s`, like `params`."""
+    r"""Returns :math:`s = \bar\theta - \bar\theta'` and :math:`y = \nabla^2 L(\bar\theta)\,s`.
+
+    Args:
+      product: :math:`\theta, v \mapsto \nabla^2 L(\theta)\,v`.
+      mean: :math:`\bar\theta`.
+      last_mean: :math:`\bar\theta'`.
+      params: the loss is evaluated in their dtypes.
+    """
     step = trees.cast_like(trees.subtract(mean, last_mean), params)
-    point = trees.cast_like(mean, params)
-    return step, derivatives.hessian_vector_product(curvature_value_fn, point, step, mode=hvp)
+    return step, product(trees.cast_like(mean, params), step)

@@ -4,9 +4,9 @@ An anchor :math:`\tilde\theta`, with its gradient over the whole data set, corre
 
 .. math:: v = \nabla L_S(\theta) - \nabla L_S(\tilde\theta) + \nabla L(\tilde\theta)
 
-is unbiased, it is exact at the anchor, and its variance vanishes as iterate and anchor approach the same point, so that
-a constant rate converges. A step costs two gradients of a batch, and a full one whenever the anchor moves; the state is
-two copies of the parameters.
+The estimate v is unbiased, and exact at the anchor. Its variance vanishes as iterate and anchor approach the same
+point, so a constant rate converges. A step costs two gradients of a batch, and a full one whenever the anchor moves.
+The state is two copies of the parameters.
 
 References:
   Johnson, Zhang, `Accelerating Stochastic Gradient Descent using Predictive Variance Reduction
@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import control_flow, derivatives, hyperparameters, trees
+from optax_igr._core.transform import transform
 
 
 class SVRGState(NamedTuple):
@@ -45,7 +46,7 @@ def svrg(*, anchor_interval: int | None) -> optax.GradientTransformationExtraArg
 
     .. math:: u \leftarrow u - \nabla L_S(\tilde\theta) + \nabla L(\tilde\theta)
 
-    It belongs first in a chain: the incoming updates must be the gradient of `value_fn`.
+    It belongs first in a chain: the incoming updates must be the gradient of `value_fn`. Clip behind it, not before it.
 
     Args:
       anchor_interval: m, the steps from one anchor to the next: the full gradient is taken under `jax.lax.cond` at
@@ -56,6 +57,7 @@ def svrg(*, anchor_interval: int | None) -> optax.GradientTransformationExtraArg
       A transform whose `update` needs `params`, `value_fn` (the loss of this batch, of which the updates are the
       gradient) and, with an interval, `full_value_fn` at every step. A full gradient that is not finite leaves the
       anchor where it was.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -97,35 +99,21 @@ def reduced_gradient(
     return trees.add(difference, trees.widen(anchor_gradient))
 
 
-def svrg_estimate(
-    transform: str, anchor_interval: int | None
-) -> optax.GradientTransformationExtraArgs:
-    """Makes the transform of :func:`svrg` under the public name `transform`."""
+def svrg_estimate(name: str, anchor_interval: int | None) -> optax.GradientTransformationExtraArgs:
+    """Makes the transform of :func:`svrg` under the public name `name`."""
     if anchor_interval is not None:
-        hyperparameters.check_positive_integer(transform, "anchor_interval", anchor_interval)
+        hyperparameters.check_positive_integer(name, "anchor_interval", anchor_interval)
 
     def init(params):
         anchor, gradient = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         return SVRGState(jnp.zeros([], jnp.int32), anchor, gradient, jnp.zeros([], bool))
 
-    def update(
-        updates,
-        state,
-        params: Any = None,
-        *,
-        value_fn: Any = None,
-        full_value_fn: Any = None,
-        **unused,
-    ):
+    def update(updates, state, params, *, value_fn: Any, full_value_fn: Any = None, **unused):
         del unused
-        extra_args.require(transform, params=params, value_fn=value_fn)
-        if anchor_interval is not None:
-            extra_args.require(transform, full_value_fn=full_value_fn)
-        trees.check_like(transform, params, updates=updates)
-        trees.check_like(transform, params, **{"anchor of the state": state.anchor})
 
         def moved():
             gradient = derivatives.gradient(full_value_fn, params)
+            # One flag for the whole tree: leaves of two different steps would be no anchor.
             finite = trees.all_finite(gradient)
             anchor, gradient = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old),
@@ -137,16 +125,23 @@ def svrg_estimate(
         anchored = (state.anchor, state.anchor_gradient, state.has_anchor)
         if anchor_interval is not None:
             is_due = state.count % anchor_interval == 0
-            anchored = jax.lax.cond(is_due, moved, lambda: anchored)
+            anchored = control_flow.cond(is_due, moved, lambda: anchored)
         elif full_value_fn is not None:
             anchored = moved()
         anchor, anchor_gradient, has_anchor = anchored
 
-        reduced = reduced_gradient(updates, derivatives.gradient(value_fn, anchor), anchor_gradient)
+        # Before the first anchor the state holds zeros, at which the loss may not be defined.
+        point = jax.tree.map(lambda a, p: jnp.where(has_anchor, a, p), anchor, params)
+        reduced = reduced_gradient(updates, derivatives.gradient(value_fn, point), anchor_gradient)
         reduced = jax.tree.map(
             lambda v, u: jnp.where(has_anchor, v.astype(u.dtype), u), reduced, updates
         )
         count = optax.safe_increment(state.count)
         return reduced, SVRGState(count, anchor, anchor_gradient, has_anchor)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    needs = ("params", "value_fn")
+    if anchor_interval is not None:
+        needs += ("full_value_fn",)
+    return transform(
+        name, init, update, needs=needs, state_like_params=("anchor", "anchor_gradient")
+    )

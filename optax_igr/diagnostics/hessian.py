@@ -124,7 +124,7 @@ def sharpness(
     _, projected, residual, _ = lanczos(product, trees.unit(start)[0])
     projected = jnp.asarray(projected)
     diagonal, below = jnp.diagonal(projected), jnp.diagonal(projected, -1)
-    last = jnp.sqrt(trees.squared_norm(residual)).astype(diagonal.dtype)
+    last = trees.norm(residual).astype(diagonal.dtype)
     eigenvalue, error = _largest_ritz_value(diagonal, below, last)
     threshold = None if learning_rate is None else 2 / learning_rate
     return Sharpness(eigenvalue, error, threshold)

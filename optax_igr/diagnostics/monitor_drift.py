@@ -130,7 +130,7 @@ def drift_measures(
     """
     difference = trees.subtract(earlier, later)
     squared_norm = trees.squared_norm(earlier)
-    drift_norm = jnp.sqrt(trees.squared_norm(difference)) / (2 * num_steps)
+    drift_norm = trees.norm(difference) / (2 * num_steps)
     is_zero = squared_norm == 0
     divisor = jnp.where(is_zero, 1, squared_norm)
     relative_drift = jnp.where(is_zero, 0, drift_norm / jnp.sqrt(divisor))

@@ -3,8 +3,8 @@ r"""Exponentiated gradient on the positive cone, as the last link of any chain.
 .. math:: w \leftarrow w \odot e^{u}
 
 where :math:`u` is the additive update that the chain would have made. With :math:`u = -\eta g` it is EGU, the
-unnormalised exponentiated gradient, which is mirror descent with the mirror map
-:math:`\sum_i w_i \log w_i - w_i`: the step minimises :math:`\langle -u, w' \rangle + \mathrm{KL}(w' | w)`, and
+unnormalized exponentiated gradient, which is mirror descent with the mirror map
+:math:`\sum_i w_i \log w_i - w_i`: the step minimizes :math:`\langle -u, w' \rangle + \mathrm{KL}(w' | w)`, and
 :math:`\log w` moves by :math:`u` itself, with no Jacobian. It is gradient flow on :math:`v` with
 :math:`w = v^2/4`, to first order in the step.
 
@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import exponential, extra_args, trees
+from optax_igr._core import processors, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.geometry import _domain, _landing
+from optax_igr._core.transform import transform
+from optax_igr.geometry import _domain, _rounding
 
 
 class ExponentiateState(NamedTuple):
@@ -37,7 +38,7 @@ def multiplicative_step(weight: jax.Array, exponent: jax.Array) -> jax.Array:
     It is taken as :math:`w\,m\,(m + 2)` with :math:`m = e^{u/2} - 1`: a tiny weight may be multiplied by
     more than the largest number.
     """
-    root = exponential.expm1(exponential.within_range(exponent / 2))
+    root = processors.expm1(processors.within_range(exponent / 2))
     return weight * root * (root + 2)
 
 
@@ -51,7 +52,12 @@ def exponentiate(
     It comes last: whatever follows it (a scale, a decoupled decay) could make a weight negative. EG is
     `chain(scale_by_learning_rate(lr), exponentiate())`, a multiplicative Adam
     `chain(scale_by_adam(), scale_by_learning_rate(lr), exponentiate())`. The learning rate is now relative: it is the
-    change of :math:`\log w`, the same for large and small weights.
+    change of :math:`\log w`, the same for large and small weights. Any direction suits it, Adam's too: at a positive
+    minimum the gradient is zero, and where it is not the weight goes to zero.
+
+    .. note::
+      One gradient that is 1e6 times too large sends a weight to the smallest or to the largest number, from where it
+      takes hundreds of steps to come back. Put `optax.clip_by_global_norm` first in the chain.
 
     Args:
       floor: weights are kept at or above it. With 0, a positive weight stays positive and a zero stays zero.
@@ -101,29 +107,27 @@ def exponentiate(
         )
         return ExponentiateState(initial_log_weights(params, floor) if log_state else None)
 
-    def update(updates: Any, state: Any, params: Any = None, **unused: Any):
+    def update(updates, state, params, **unused):
         del unused
-        extra_args.require("exponentiate", params=params)
-        _domain.check_update("exponentiate", params, updates)
         exponents = finite_exponents(updates, params)
         if not log_state:
             steps = jax.tree.map(multiplicative_step, trees.widen(params), exponents)
-            return jax.tree.map(lambda p, s: _landing.land(p, s, floor), params, steps), state
+            return jax.tree.map(lambda p, s: _rounding.land(p, s, floor), params, steps), state
         _domain.check_state("exponentiate", params, log_weights=state.log_weights)
         log_weights = jax.tree.map(
-            lambda p, log, u: _landing.representable_log(log + u, p.dtype, floor),
+            lambda p, log, u: _rounding.representable_log(log + u, p.dtype, floor),
             params,
             state.log_weights,
             exponents,
         )
         updates = jax.tree.map(
-            lambda p, log: _landing.land(p, exponential.exp(log) - p.astype(log.dtype), floor),
+            lambda p, log: _rounding.land(p, jnp.exp(log) - p.astype(log.dtype), floor),
             params,
             log_weights,
         )
         return updates, ExponentiateState(log_weights)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform("exponentiate", init, update, needs=("params",), wider_updates=True)
 
 
 def initial_log_weights(params: Any, floor: Scalar = 0.0) -> Any:
@@ -131,7 +135,7 @@ def initial_log_weights(params: Any, floor: Scalar = 0.0) -> Any:
 
     def log_weight(param: jax.Array) -> jax.Array:
         wide = jnp.maximum(param.astype(trees.widened(param.dtype)), 0)
-        return _landing.representable_log(jnp.log(wide), param.dtype, floor)
+        return _rounding.representable_log(jnp.log(wide), param.dtype, floor)
 
     return jax.tree.map(log_weight, _domain.with_values(params))
 

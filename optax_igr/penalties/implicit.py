@@ -47,6 +47,7 @@ def add_igr(
 
     Returns:
       A transform whose `update` needs `params` and `value_fn` and uses `grad` if it is given.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -104,6 +105,7 @@ def cancel_igr(
 
     Returns:
       A transform whose `update` needs `params` and `value_fn` and uses `grad` if it is given.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -169,6 +171,7 @@ def hold_igr(
 
     Returns:
       A transform whose `update` needs `params` and `value_fn` and uses `grad` if it is given.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import derivatives, hyperparameters, transform, trees
+from optax_igr._core import control_flow, derivatives, hyperparameters, transform, trees
 from optax_igr.penalties import gradient_norm
 
 
@@ -49,6 +49,7 @@ def add_microbatch_gradient_penalty(
     Returns:
       A transform whose `update` needs `params` and `microbatch_value_fn`, `(params, index) -> scalar` with index in
       0..k-1; :func:`optax_igr.microbatched` makes one from a batch.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -103,7 +104,7 @@ def add_microbatch_gradient_penalty(
 
         zero = jax.tree.map(jnp.zeros_like, trees.widen(penalized))
         indices = jnp.arange(num_microbatches, dtype=jnp.int32)
-        total, _ = jax.lax.scan(accumulate, zero, indices)
+        total, _ = control_flow.scan(accumulate, zero, indices)
         coefficient_now = hyperparameters.value_at(coefficient, state.count)
         penalty = trees.scale(coefficient_now / num_microbatches, total)
         return gradient_norm.add_penalty(updates, gradient, penalty, state, options.safeguard)

@@ -4,11 +4,11 @@ For a step :math:`-\eta d` the model is
 
 .. math:: \varphi(\eta) = L(\theta - \eta d) - L(\theta) \approx -\eta\,d^\top g + \tfrac12 \eta^2\,d^\top H d
 
-Where :math:`d^\top g` and :math:`d^\top H d` are positive its minimiser is the Cauchy step
+Where :math:`d^\top g` and :math:`d^\top H d` are positive its minimizer is the Cauchy step
 :math:`\eta^* = d^\top g / d^\top H d`, its value there :math:`\varphi(\eta^*) = -\tfrac12 \eta^*\,d^\top g`, and
 :math:`\varphi < 0` up to **twice** that: :math:`\varphi(2\eta^*) = 0`. Along the gradient the loss falls for every
 :math:`\eta < 2\,g^\top g / g^\top H g`. The bound :math:`\eta < g^\top g / g^\top H g`, which is sometimes read off
-:math:`-\eta\,g^\top g + \tfrac12 \eta^2 g^\top H g < 0`, has lost the factor 2: it is the minimiser. Where
+:math:`-\eta\,g^\top g + \tfrac12 \eta^2 g^\top H g < 0`, has lost the factor 2: it is the minimizer. Where
 :math:`d^\top H d \le 0` the model falls for every :math:`\eta`, and gives no length.
 
 References:
@@ -19,103 +19,44 @@ References:
   <https://www.bcl.hamilton.ie/~barak/papers/nc-hessian.pdf>`_, 1994
 """
 
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
-from optax_igr.step_size import log_domain
+from optax_igr._core import derivatives, hyperparameters, trees
+from optax_igr._core.transform import transform
+from optax_igr.step_size import _log_domain
+from optax_igr.step_size._quadratic_model import (
+    QuadraticModel,
+    divide,
+    moderate,
+    quadratic_model,
+)
 
-RULES = ("cauchy", "minimal_residual", "geometric_mean")
+_NAME = "scale_by_cauchy_step"
 
-
-class QuadraticModel(NamedTuple):
-    r"""Along a direction: :math:`d^\top g`, :math:`d^\top H d`, :math:`g^\top H d` and :math:`\|Hd\|^2`."""
-
-    slope: jax.Array
-    curvature: jax.Array
-    gradient_curvature: jax.Array
-    squared_product: jax.Array
-
-
-def quadratic_model(
-    value_fn: derivatives.ValueFn,
-    params: Any,
-    direction: chex.ArrayTree,
-    gradient: chex.ArrayTree,
-    *,
-    hvp: str = "forward_over_reverse",
-    radius: hyperparameters.Scalar | None = None,
-) -> QuadraticModel:
-    """Returns the quadratic model of `value_fn` at `params` along a direction, from one product with H.
-
-    Args:
-      value_fn: `params -> scalar`; its Hessian is H.
-      params: parameters; a leaf that is no real or complex number is a constant.
-      direction: d, a tree like `params`.
-      gradient: g, a tree like `params`.
-      hvp: one of `derivatives.MODES`.
-      radius: the length of a difference's perturbation.
-    """
-    selected, fill = trees.select("quadratic_model", params)
-    direction, gradient = (trees.part_of(tree, selected) for tree in (direction, gradient))
-    product = derivatives.hessian_vector_product(
-        lambda p: value_fn(fill(p)), selected, direction, mode=hvp, radius=radius
-    )
-    return QuadraticModel(
-        slope=trees.inner_product(direction, gradient),
-        curvature=trees.inner_product(direction, product),
-        gradient_curvature=trees.inner_product(gradient, product),
-        squared_product=trees.squared_norm(product),
-    )
-
-
-def checked_model(
-    transform: str,
-    params: Any,
-    updates: chex.ArrayTree,
-    grad: chex.ArrayTree | None,
-    value_fn: derivatives.ValueFn | None,
-    curvature_value_fn: derivatives.ValueFn | None,
-    hvp: str,
-    radius: hyperparameters.Scalar | None,
-) -> QuadraticModel:
-    """Returns the quadratic model along the updates of a transform, from its arguments as they came.
-
-    Without `grad` the gradient is derived from `value_fn`; H is that of `curvature_value_fn` where there is one.
-
-    Raises:
-      ValueError: naming the transform, for a missing argument or trees that do not agree.
-    """
-    extra_args.require(transform, params=params, value_fn=value_fn)
-    trees.check_like(transform, params, updates=updates)
-    assert value_fn is not None
-    gradient = (
-        derivatives.gradient(value_fn, params) if grad is None else trees.mask_like(grad, params)
-    )
-    trees.check_like(transform, params, grad=gradient)
-    curved = value_fn if curvature_value_fn is None else curvature_value_fn
-    return quadratic_model(curved, params, updates, gradient, hvp=hvp, radius=radius)
+Rule = Literal["cauchy", "minimal_residual", "geometric_mean"]
+RULES: tuple[str, ...] = get_args(Rule)
 
 
 def step_length(rule: str, model: QuadraticModel) -> jax.Array:
-    r"""Returns the length :math:`\eta` of the step :math:`-\eta d`; it may be negative or not finite.
+    r"""Returns the length :math:`\eta` of the step :math:`-\eta d`; zero where it is undefined.
 
-    `cauchy` minimises the model, :math:`d^\top g / d^\top H d`; `minimal_residual` the norm
+    `cauchy` minimizes the model, :math:`d^\top g / d^\top H d`; `minimal_residual` the norm
     :math:`\|g - \eta H d\|` of the gradient at the end of the step, :math:`g^\top H d / \|Hd\|^2`; `geometric_mean`
     is between the two, and :math:`\|g\| / \|Hg\|` along the gradient.
     """
-    cauchy = model.slope / model.curvature
-    minimal_residual = model.gradient_curvature / model.squared_product
+    cauchy = divide(model.slope, model.curvature)
+    minimal_residual = divide(model.gradient_curvature, model.squared_product)
     if rule == "cauchy":
         return cauchy
     if rule == "minimal_residual":
         return minimal_residual
-    return jnp.sqrt(cauchy * minimal_residual)
+    # One root for each factor: their product may overflow. Of a negative length there is no mean.
+    return jnp.sqrt(jnp.maximum(cauchy, 0)) * jnp.sqrt(jnp.maximum(minimal_residual, 0))
 
 
 class ScaleByCauchyStepState(NamedTuple):
@@ -129,14 +70,14 @@ class ScaleByCauchyStepState(NamedTuple):
 
 def scale_by_cauchy_step(
     *,
-    rule: str = "cauchy",
+    rule: Rule = "cauchy",
     ema: optax.ScalarOrSchedule = 0.0,
     fallback: optax.ScalarOrSchedule = 1e-3,
-    bounds: log_domain.Bounds | None = None,
-    hvp: str = "forward_over_reverse",
+    bounds: _log_domain.Bounds | None = None,
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales a direction to the minimiser of the quadratic model along it.
+    r"""Scales a direction to the minimizer of the quadratic model along it.
 
     .. math:: u \leftarrow \eta\,u, \qquad \eta = \frac{u^\top g}{u^\top H u}
 
@@ -144,8 +85,14 @@ def scale_by_cauchy_step(
     by `optax.scale(-1.0)`. Where it stands first the updates are g; after a preconditioner or a momentum pass
     the raw gradient as `grad`.
 
-    A length is accepted where :math:`u^\top g` and :math:`u^\top H u` are positive; otherwise (negative curvature, a
+    A length is accepted where :math:`u^\top g` and :math:`u^\top H u` are positive. Otherwise (negative curvature, a
     direction of ascent, a gradient that is zero or not finite) the average of the accepted ones is used again.
+    The size of u does not matter.
+
+    .. warning::
+      What follows must not take the scaled updates for gradients. `optax.scale_by_lbfgs` and `optax.lbfgs` do: the
+      length changes at each step, and the differences that they store are not those of gradients. Put this transform
+      behind `optax.scale_by_lbfgs`, with the raw gradient as `grad`.
 
     .. note::
       Measured on one batch the length is biased: the batch that makes g large along u makes it large where the
@@ -155,14 +102,17 @@ def scale_by_cauchy_step(
       rule: `cauchy`; `minimal_residual`, :math:`\eta = g^\top H u / \|Hu\|^2`, which along the gradient is never
         longer, as :math:`(g^\top H g)^2 \le \|g\|^2 \|Hg\|^2`; or `geometric_mean` of the two.
       ema: the decay rate of the bias-corrected average of accepted lengths, in [0, 1); 0 takes this step's.
-      fallback: the length before any has been accepted; a number or a schedule.
+      fallback: the length before any has been accepted, not negative; a number or a schedule. Of both, a value of a
+        schedule outside the range is moved into it, and one that is not finite counts as 0.
       bounds: the least and the largest length, or None.
       hvp: how the Hessian-vector product is computed, as in :func:`optax_igr.add_gradient_penalty`.
-      radius: the length of a difference's perturbation, as there: a number, a schedule, or None.
+      radius: the length of a difference's perturbation, as there: a number, a schedule, or None. None is a default, and
+        so is a value of a schedule that is not positive and finite.
 
     Returns:
       A transform whose `update` needs `params` and `value_fn`, and prefers `curvature_value_fn` for H. The length in
       force is `optax.tree.get(state, "average_length")`, zero as long as it is `fallback`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -186,12 +136,11 @@ def scale_by_cauchy_step(
       Smee, Roosta, Wright, `First-ish Order Methods: Hessian-aware Scalings of Gradient Descent
       <https://arxiv.org/abs/2502.03701>`_, 2025
     """
-    name = "scale_by_cauchy_step"
-    hyperparameters.check_choice(name, "rule", rule, RULES)
-    hyperparameters.check_scalar_or_schedule(name, "ema", ema, at_least=0, below=1)
-    hyperparameters.check_scalar_or_schedule(name, "fallback", fallback, at_least=0)
-    log_domain.check_bounds(name, "bounds", bounds)
-    derivatives.check_mode(name, hvp, radius)
+    hyperparameters.check_choice(_NAME, "rule", rule, RULES)
+    ema = hyperparameters.checked(_NAME, "ema", ema, at_least=0, below=1)
+    fallback = hyperparameters.checked(_NAME, "fallback", fallback, at_least=0)
+    _log_domain.check_bounds(_NAME, "bounds", bounds)
+    derivatives.check_mode(_NAME, hvp, radius)
 
     def init(params):
         return ScaleByCauchyStepState(
@@ -201,28 +150,20 @@ def scale_by_cauchy_step(
             rejected_count=jnp.zeros([], jnp.int32),
         )
 
-    def update(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        value_fn: Any = None,
-        curvature_value_fn: Any = None,
-        grad: Any = None,
-        **unused: Any,
-    ):
+    def update(updates, state, params, *, gradient, value_fn, curvature_value_fn=None, **unused):
         del unused
-        model = checked_model(
-            name,
+        direction, size = moderate(updates)
+        model = quadratic_model(
+            value_fn if curvature_value_fn is None else curvature_value_fn,
             params,
-            updates,
-            updates if grad is None else grad,
-            value_fn,
-            curvature_value_fn,
-            hvp,
-            hyperparameters.optional_value_at(radius, state.count),
+            direction,
+            gradient,
+            hvp=hvp,
+            radius=hyperparameters.optional_value_at(radius, state.count),
+            name=_NAME,
         )
-        length = step_length(rule, model)
+        # The model counts in directions, and the step in updates.
+        length = size.over(step_length(rule, model))
         accepted = (model.slope > 0) & (model.curvature > 0) & jnp.isfinite(length) & (length > 0)
         if bounds is not None:
             length = jnp.clip(length, *bounds)
@@ -232,8 +173,8 @@ def scale_by_cauchy_step(
         # The average is kept unbiased by its weight, so that the first accepted length counts in full.
         weight = keep * state.average_weight + (1 - keep)
         total = keep * state.average_weight * state.average_length + (1 - keep) * length
-        average = jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), 0)
-        initial = hyperparameters.value_at(fallback, state.count)
+        average = divide(total, weight)
+        initial = jnp.asarray(hyperparameters.value_at(fallback, state.count), average.dtype)
         scaled = trees.scale(jnp.where(weight > 0, average, initial), updates)
         return scaled, ScaleByCauchyStepState(
             count=optax.safe_increment(state.count),
@@ -242,4 +183,4 @@ def scale_by_cauchy_step(
             rejected_count=state.rejected_count + (~accepted).astype(jnp.int32),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(_NAME, init, update, needs=("params", "value_fn"))

@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from optax_igr._core import hyperparameters, trees
+from optax_igr._core.transform import transform
 
 KeyPath = tuple[Any, ...]
 Factor = ArrayLike | Callable[[ArrayLike], ArrayLike]
@@ -49,7 +51,9 @@ def scale_by_path(
       factor_fn: `(path, leaf) -> factor`. The path is JAX's key path (`jax.tree_util.keystr(path, simple=True,
         separator="/")` spells it), the leaf has a shape and a dtype. The factor is a number; an array, whose axes
         are the first axes of the leaf, for parameters that are stacked over layers; or a schedule that returns
-        either. None says that no rule covers the parameter, which is an error.
+        either. An entry of a schedule that is not finite counts as 0. None says that no rule covers the parameter,
+        which is an error. The box of a Flax variable is no step of the path: it is the same in `init`, in `update` and
+        in :func:`optax_igr.factor_table`.
 
     Returns:
       A transform that needs no parameters. A mask (`optax.masked`) limits it to a part of the tree; within
@@ -88,9 +92,11 @@ def layerwise_decay(
     The last layer, d = L - 1, has the factor one. Below one the layers in front learn slowly, above one faster.
 
     Args:
-      decay: :math:`\delta`, positive; a number or a schedule.
-      depth_fn: `path -> depth`, with JAX's key path. For a parameter that is stacked over layers along its first axis,
-        an array of depths. None says that the parameter has no depth, which is an error.
+      decay: :math:`\delta`, positive; a number or a schedule. A value of a schedule that is not positive and finite
+        counts as 0: the last layer alone moves.
+      depth_fn: `path -> depth`, with JAX's key path, as in :func:`optax_igr.scale_by_path`. For a parameter that is
+        stacked over layers along its first axis, an array of depths. None says that the parameter has no depth, which
+        is an error.
       num_layers: L; embeddings and the head count where `depth_fn` gives them a depth of their own.
 
     Returns:
@@ -121,7 +127,8 @@ def layerwise_decay(
       <https://arxiv.org/abs/2003.10555>`_, 2020
     """
     name = "layerwise_decay"
-    hyperparameters.check_scalar_or_schedule(name, "decay", decay, above=0)
+    # The limit of a decay of 0 is finite: the last layer alone moves.
+    decay = hyperparameters.checked(name, "decay", decay, above=0, otherwise=0.0)
     hyperparameters.check_positive_integer(name, "num_layers", num_layers)
     if not callable(depth_fn):
         raise ValueError(f"{name}: `depth_fn` must be a function, got {depth_fn!r}.")
@@ -135,7 +142,7 @@ def layerwise_decay(
         if depth.dtype.kind not in "iu" or (depth < 0).any() or (depth >= num_layers).any():
             raise ValueError(
                 f"{name}: `depth_fn` must return integers from 0 to num_layers - 1 = {num_layers - 1}; "
-                f"for {_spell(path)} it returned {depth.tolist()}."
+                f"for {trees.spell(path)} it returned {depth.tolist()}."
             )
         layers_behind = num_layers - 1 - depth
         return lambda count: hyperparameters.value_at(decay, count) ** layers_behind
@@ -167,11 +174,15 @@ def factor_table(transform: optax.GradientTransformation, params: Any) -> str:
     References:
       The off-by-one that a table shows: `electra#51 <https://github.com/google-research/electra/issues/51>`_
     """
-    ones = jax.tree.map(lambda p: jnp.ones(p.shape, jnp.float32), params)
+    ones = jax.tree.map(
+        lambda p: jnp.ones(p.shape, jnp.float32) if trees.is_inexact(p) else p,
+        trees.as_arrays(params),
+    )
     factors, _ = transform.update(ones, transform.init(ones), ones)
     rows = [("parameter", "shape", "factor")]
-    for path, factor in jax.tree_util.tree_leaves_with_path(factors):
-        rows.append((_spell(path), str(factor.shape), _summary(np.asarray(factor))))
+    for path, factor in trees.leaves_with_path(factors):
+        summary = _summary(np.asarray(factor)) if trees.is_inexact(factor) else "left alone"
+        rows.append((trees.spell(path), str(factor.shape), summary))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = (
         "  ".join(f"{x:{width}}" for x, width in zip(row, widths, strict=True)) for row in rows
@@ -179,32 +190,45 @@ def factor_table(transform: optax.GradientTransformation, params: Any) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _scale_by_path(transform: str, factor_fn: Callable) -> optax.GradientTransformationExtraArgs:
+def _scale_by_path(name: str, factor_fn: Callable) -> optax.GradientTransformationExtraArgs:
     def factors_at(count, tree):
         def factor(path, leaf):
             value = factor_fn(path, leaf)
             if value is None:
-                raise ValueError(f"{transform}: no rule covers the parameter {_spell(path)}.")
-            value = jnp.asarray(hyperparameters.value_at(value, count))
-            return _aligned(transform, path, value, leaf)
+                raise ValueError(f"{name}: no rule covers the parameter {trees.spell(path)}.")
+            if callable(value):
+                value = jnp.asarray(value(count))
+                # A schedule shows its values only here. One that is not finite leaves the step of this parameter out.
+                value = jnp.where(jnp.isfinite(value), value, 0)
+            elif not _is_finite(value):
+                raise ValueError(
+                    f"{name}: the factor of {trees.spell(path)} must be finite, got {value!r}."
+                )
+            return _aligned(name, path, jnp.asarray(value), leaf)
 
-        return jax.tree_util.tree_map_with_path(factor, tree)
+        return trees.map_with_path(factor, tree)
 
     def init(params):
         count = jnp.zeros([], jnp.int32)
+        # What a rule says of each parameter is known by now, and its errors with it.
         jax.eval_shape(lambda: factors_at(count, params))
         return ScaleByPathState(count)
 
-    def update(updates, state, params=None, **unused):
-        del unused
-        if params is not None:
-            trees.check_like(transform, params, updates=updates)
+    def update(updates, state, params, **unused):
+        del params, unused
         scaled = jax.tree.map(
-            lambda f, u: (f * u).astype(u.dtype), factors_at(state.count, updates), updates
+            lambda f, u: (f * u.astype(trees.widened(u.dtype))).astype(u.dtype),
+            factors_at(state.count, updates),
+            updates,
         )
         return scaled, ScaleByPathState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(name, init, update)
+
+
+def _is_finite(value: Any) -> bool:
+    """Says whether a factor whose value is known is finite."""
+    return isinstance(value, Tracer) or bool(np.all(np.isfinite(np.asarray(value))))
 
 
 def _aligned(transform: str, path: KeyPath, factor: jax.Array, leaf: Any) -> jax.Array:
@@ -213,14 +237,10 @@ def _aligned(transform: str, path: KeyPath, factor: jax.Array, leaf: Any) -> jax
     fits = all(n in (1, m) for n, m in zip(shape, leaf.shape, strict=False))
     if len(shape) != len(leaf.shape) or not fits:
         raise ValueError(
-            f"{transform}: the factor of {_spell(path)} has shape {factor.shape}, which are not the "
+            f"{transform}: the factor of {trees.spell(path)} has shape {factor.shape}, which are not the "
             f"first axes of its shape {tuple(leaf.shape)}."
         )
     return factor.reshape(shape).astype(jnp.finfo(trees.widened(leaf.dtype)).dtype)
-
-
-def _spell(path: KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "at the root"
 
 
 def _summary(factor: np.ndarray) -> str:

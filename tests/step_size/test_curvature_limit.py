@@ -96,6 +96,23 @@ def test_a_broken_gradient_leaves_the_ratio_finite(bad):
     assert (float(state.curvature_ratio), int(state.limited_count)) == (0, 0)
 
 
+@pytest.mark.parametrize("size", [1e15, 1e25, 1e38])
+def test_a_step_whose_curvature_overflows_is_shortened(size):
+    params, curvatures = PARAMS.astype(jnp.float32), CURVATURES.astype(jnp.float32)
+    gradient = curvatures * params
+    transform = optax_igr.limit_by_curvature()
+    updates, state = transform.update(
+        -gradient / jnp.max(jnp.abs(gradient)) * jnp.float32(size),
+        transform.init(params),
+        params,
+        value_fn=lambda p: jnp.sum(curvatures * p**2) / 2,
+    )
+    cauchy = GRADIENT @ GRADIENT / (GRADIENT @ (CURVATURES * GRADIENT))
+    np.testing.assert_allclose(updates, -cauchy * GRADIENT, rtol=1e-5)
+    assert int(state.limited_count) == 1
+    assert np.isfinite(state.curvature_ratio)
+
+
 def test_the_state_counts_over_all_updates():
     transform = optax_igr.limit_by_curvature()
     state = transform.init(PARAMS)
@@ -128,8 +145,27 @@ def test_the_raw_gradient_and_the_curvature_may_be_given():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"fraction": 0.0}, "fraction.*> 0"), ({"hvp": "dense"}, "hvp"), ({"radius": 1.0}, "radius")],
+    [
+        ({"fraction": 0.0}, "fraction.*> 0"),
+        ({"hvp": "dense"}, "hvp"),
+        ({"radius": 1.0, "hvp": "reverse_over_reverse"}, "radius.*exact"),
+    ],
 )
 def test_a_bad_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=f"limit_by_curvature.*{message}"):
         optax_igr.limit_by_curvature(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.0, 0), (-1.0, 0), (np.nan, 0), (0.5, 1), (1.0, 2), (np.inf, 1e3)],
+)
+def test_a_fraction_out_of_range_has_a_meaning(value, expected):
+    # In units of the step to the minimizer of a quadratic with curvature one.
+    transform = optax_igr.limit_by_curvature(lambda t: jnp.asarray(value))
+    params = jnp.array([1.0])
+    updates, state = transform.update(
+        jnp.array([-1e3]), transform.init(params), params, value_fn=lambda p: jnp.sum(p**2) / 2
+    )
+    np.testing.assert_allclose(updates, -expected, rtol=1e-6)
+    assert np.isfinite(state.curvature_ratio)
