@@ -89,6 +89,7 @@ def scale_by_newton_cg(
       A transform whose `update` needs `params` and either `value_fn` or, for `gauss_newton`, `outputs_fn` and
       `output_loss_fn`. It uses `value` if it is given, and takes the Hessian from `curvature_value_fn` if that is.
       The state tells the damping, the number of products, whether negative curvature was met, and :math:`\alpha`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -147,6 +148,7 @@ def newton_cg(
 
     Returns:
       An optimizer whose `update` needs what :func:`optax_igr.scale_by_newton_cg` does.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

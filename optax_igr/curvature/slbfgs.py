@@ -54,6 +54,7 @@ def slbfgs(
 
     Returns:
       An optimizer whose `update` needs `params`, `value_fn`, `full_value_fn` and `curvature_value_fn`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

@@ -83,6 +83,7 @@ def scale_by_sqn(
     Returns:
       A transform whose `update` needs `params` and, at every step, `curvature_value_fn`, which it evaluates at every
       `pair_interval`-th. `state.memory` tells how many pairs were accepted and rejected.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -152,6 +153,7 @@ def sqn(
 
     Returns:
       An optimizer whose `update` needs `params` and `curvature_value_fn`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
