@@ -79,7 +79,7 @@ def minimizing_log_scale(
     slope = jnp.where(has_unbiased, measurements.slope, 0) + model.slope
     curvature = jnp.where(has_unbiased, measurements.curvature, 0) + jnp.abs(model.curvature)
     # One logarithm for each factor: their quotient may overflow.
-    log_minimizer = jnp.log(jnp.abs(slope)) - jnp.log(curvature) - jnp.log(distance)
+    log_minimizer = _log(jnp.abs(slope)) - _log(curvature) - _log(distance)
     is_measured = jnp.isfinite(log_minimizer)
     log_minimizer = jnp.clip(log_minimizer, -_log_domain.LIMIT, _log_domain.LIMIT)
     sums = Measurements(measurements.count + 1, slope, curvature)
@@ -137,11 +137,11 @@ def log_length(log_scale: chex.ArrayTree, updates: chex.ArrayTree) -> jax.Array:
     # Relative to the largest scale, so that no square overflows.
     largest = functools.reduce(jnp.maximum, jax.tree.leaves(log_scale), -_log_domain.LIMIT)
     norms = map_scaled(
-        lambda log_s, u: jnp.exp(log_s - largest) * jnp.sqrt(trees.squared_norm(u)),
+        lambda log_s, u: jnp.exp(log_s - largest) * trees.norm(u),
         log_scale,
         updates,
     )
-    return jnp.log(jnp.sqrt(trees.squared_norm(norms))) + largest
+    return _log(trees.norm(norms)) + largest
 
 
 def limited_log_scale(
@@ -179,3 +179,9 @@ def reach(params: Any) -> jax.Array:
     r"""Returns :math:`\|\theta\|`, of which a relative update is a fraction, with its floor for small weights."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return jnp.sqrt(jnp.maximum(trees.squared_norm(params), size * RMS_FLOOR**2))
+
+
+def _log(x):
+    """Returns the logarithm, minus infinity at zero, where its derivative is zero and not infinite."""
+    is_zero = x == 0
+    return jnp.where(is_zero, -jnp.inf, jnp.log(jnp.where(is_zero, 1, x)))
