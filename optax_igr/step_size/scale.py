@@ -281,6 +281,9 @@ def adapt_scale(
 
     def update(updates, state, params, *, gradient, **extra):
         reference = updates if params is None else params
+        if not is_averaged:
+            # The last updates themselves, which have the dtype of the parameters.
+            trees.check_like(_NAME, reference, previous_updates=state.previous_updates)
         # Squares overflow in float32 for entries beyond 1e19. They would stay in Adam for ever.
         is_usable = jnp.isfinite(trees.squared_norm(gradient))
         log_scale = learn(state, gradient)
