@@ -1,0 +1,116 @@
+"""The site: `pip install -e ".[docs]" && sphinx-build -W -n docs docs/_build`."""
+
+import json
+import pathlib
+import tempfile
+import tomllib
+import zlib
+
+import optax_igr
+
+DOCS = pathlib.Path(__file__).parent
+ROOT = DOCS.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+REPOSITORY = PYPROJECT["project"]["urls"]["Repository"]
+
+project = "optax_igr"
+author = copyright = "The optax_igr authors"
+version = release = optax_igr.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "myst_nb",
+]
+exclude_patterns = ["_build", "inventories", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+html_theme = "sphinx_book_theme"
+html_title = "optax_igr"
+html_theme_options = {
+    "repository_url": REPOSITORY,
+    "use_repository_button": True,
+    "use_issues_button": True,
+    "home_page_in_toc": False,
+    "show_toc_level": 2,
+}
+
+# A name in single backticks is code, in the docstrings as in Markdown.
+default_role = "code"
+
+autosummary_generate = True
+# A room's page lists its `__all__`; a function that `import optax_igr` gives has its page under that name alone.
+autosummary_ignore_module_all = False
+autosummary_imported_members = True
+autosummary_context = {
+    "face": sorted(set(optax_igr.__all__) - {"__version__"}),
+    "rooms": ["penalties", "geometry", "step_size", "curvature", "operators"],
+    "submodules": ["diagnostics", "flax", "flows", "operators"],
+}
+# optax's and chex's aliases expand to unions of many lines; the Args of every docstring say type, shape and unit.
+autodoc_typehints = "none"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_attr_annotations = False
+# "Returns: a field: ..." is a sentence with a colon, not a type.
+napoleon_use_rtype = False
+
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+# The records hold hundreds of tables with raw HTML around them.
+suppress_warnings = ["myst.header"]
+nb_execution_mode = "off"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+def inventories() -> dict[str, tuple[str, str]]:
+    """Returns the mapping of intersphinx, from the names in `inventories/`.
+
+    The site builds without a network, so the few names of other projects that it links to come along as text, in the
+    format that sphobjinv reads and writes: the first line is the address, and each other line one name.
+    """
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="inventories"))
+    mapping = {}
+    for source in sorted((DOCS / "inventories").glob("*.txt")):
+        address, *names = source.read_text(encoding="utf-8").splitlines()
+        inventory = folder / f"{source.stem}.inv"
+        head = (
+            f"# Sphinx inventory version 2\n# Project: {source.stem}\n# Version: \n"
+            "# The remainder of this file is compressed using zlib.\n"
+        )
+        inventory.write_bytes(head.encode() + zlib.compress("\n".join(names).encode() + b"\n"))
+        mapping[source.stem] = (address, str(inventory))
+    return mapping
+
+
+intersphinx_mapping = inventories()
+intersphinx_disabled_reftypes = []
+
+nitpick_ignore_regex = [
+    # Bases of the classes on these pages that have no page of their own.
+    ("py:class", r"(tuple|NamedTuple|typing\..*|collections\.abc\..*)"),
+]
+
+
+def copy_notebooks() -> None:
+    """Copies the committed notebooks, with the outputs that they were committed with, to where Sphinx reads."""
+    target = DOCS / "notebooks"
+    target.mkdir(exist_ok=True)
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))
+        copy = target / notebook.name
+        text = json.dumps(cells)
+        # An unchanged file keeps its time, so that a second build reads only what changed.
+        if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+            copy.write_text(text, encoding="utf-8")
+
+
+copy_notebooks()
