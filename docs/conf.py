@@ -1,5 +1,6 @@
 """The site: `pip install -e ".[docs]" && sphinx-build -W -n docs docs/_build`."""
 
+import importlib
 import json
 import pathlib
 import tempfile
@@ -40,6 +41,7 @@ html_theme_options = {
     "use_issues_button": True,
     "home_page_in_toc": False,
     "show_toc_level": 2,
+    "navbar_persistent": [],
 }
 
 # A name in single backticks is code, in the docstrings as in Markdown.
@@ -49,9 +51,13 @@ autosummary_generate = True
 # A room's page lists its `__all__`; a function that `import optax_igr` gives has its page under that name alone.
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
+ROOMS = ("penalties", "geometry", "step_size", "curvature", "operators")
 autosummary_context = {
     "face": sorted(set(optax_igr.__all__) - {"__version__"}),
-    "rooms": ["penalties", "geometry", "step_size", "curvature", "operators"],
+    "rooms": ROOMS,
+    "in_rooms": {
+        name for room in ROOMS for name in importlib.import_module(f"optax_igr.{room}").__all__
+    },
     "submodules": ["diagnostics", "flax", "flows", "operators"],
 }
 # optax's and chex's aliases expand to unions of many lines; the Args of every docstring say type, shape and unit.
@@ -98,6 +104,33 @@ nitpick_ignore_regex = [
     # Bases of the classes on these pages that have no page of their own.
     ("py:class", r"(tuple|NamedTuple|typing\..*|collections\.abc\..*)"),
 ]
+
+
+def list_references(app, what, name, obj, options, lines: list[str]) -> None:
+    """Makes each reference of a docstring's last section an item of a list.
+
+    They stand below each other in the source; reStructuredText would run them together. A new one begins where the link
+    of the one before is closed.
+    """
+    del app, what, name, obj, options
+    heading = next((index for index, line in enumerate(lines) if line == "References:"), None)
+    if heading is None:
+        return
+    entry = ""
+    for index in range(heading + 1, len(lines)):
+        text = lines[index].strip()
+        if not text:
+            entry = ""
+            continue
+        closed = "`_" in entry and entry.count("`") % 2 == 0
+        begins = not entry or (closed and not (text[0].islower() or text[0].isdigit()))
+        entry = text if begins else entry + text
+        lines[index] = f"  - {text}" if begins else f"    {text}"
+
+
+def setup(app) -> None:
+    # Before napoleon, which turns the sections into reStructuredText.
+    app.connect("autodoc-process-docstring", list_references, priority=400)
 
 
 def copy_notebooks() -> None:
