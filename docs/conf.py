@@ -129,7 +129,7 @@ def list_references(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def setup(app) -> None:
-    # Before napoleon, which turns the sections into reStructuredText.
+    """Puts `list_references` before napoleon, which turns the sections into reStructuredText."""
     app.connect("autodoc-process-docstring", list_references, priority=400)
 
 
