@@ -13,14 +13,18 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from optax_igr._core.value_functions import fill_masked, microbatched
+from optax_igr._core.value_functions import (
+    fill_masked,
+    mean_over,
+    microbatched,
+)
 from optax_igr.curvature import (
     multibatch_lbfgs,
     newton_cg,
     overlapping_batches,
     scale_by_multibatch_lbfgs,
     scale_by_newton_cg,
-    scale_by_stochastic_lbfgs,
+    scale_by_sqn,
     slbfgs,
     sqn,
     svrg,
@@ -99,6 +103,7 @@ __all__ = [
     "layerwise_decay",
     "limit_by_curvature",
     "matrix_operator",
+    "mean_over",
     "microbatched",
     "modified_loss",
     "multibatch_lbfgs",
@@ -112,7 +117,7 @@ __all__ = [
     "scale_by_multibatch_lbfgs",
     "scale_by_newton_cg",
     "scale_by_path",
-    "scale_by_stochastic_lbfgs",
+    "scale_by_sqn",
     "slbfgs",
     "sqn",
     "svrg",

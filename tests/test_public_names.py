@@ -19,7 +19,9 @@ ROOMS = {
         add_gradient_penalty add_microbatch_gradient_penalty extrapolated_gradient_penalty
         extrapolation_eval_params add_igr cancel_igr hold_igr modified_loss igr_coefficient
         add_schatten_decay add_spectral_decay""",
-    "optax_igr.operators": "matrix_operator conv_operator",
+    "optax_igr.operators": """
+        matrix_operator conv_operator spectral_norm spectral_norm_bound schatten_norm
+        frobenius_norm""",
     "optax_igr.geometry": """
         exponentiate exponentiate_simplex exponentiate_hypentropy exponentiate_signed
         exponentiated_gradient eg_plus_minus keep_params_in projection_spectral_ball
@@ -28,7 +30,7 @@ ROOMS = {
         scale_by_gain adapt_scale egdd scale_by_cauchy_step limit_by_curvature scale_by_path
         layerwise_decay factor_table""",
     "optax_igr.curvature": """
-        scale_by_newton_cg newton_cg scale_by_stochastic_lbfgs sqn svrg slbfgs
+        scale_by_newton_cg newton_cg scale_by_sqn sqn svrg slbfgs
         scale_by_multibatch_lbfgs multibatch_lbfgs overlapping_batches""",
     "optax_igr.flows": """
         gradient_flow modified_flow flow_from_step optimizer_flow adam_flow minibatch_flow
@@ -37,7 +39,7 @@ ROOMS = {
         implicit_regularization monitor_drift sharpness lipschitz_bounds spectral_norm
         parameter_robustness input_robustness""",
 }
-HELPERS = "fill_masked microbatched matrix_operator conv_operator"
+HELPERS = "fill_masked mean_over microbatched matrix_operator conv_operator"
 SUBMODULES = ("optax_igr.flows", "optax_igr.diagnostics", "optax_igr.operators")
 
 

@@ -3,6 +3,7 @@
 An inner product is `sum(x * y)` leaf by leaf, never a ravel: a sharded leaf stays sharded.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,16 @@ def widened(dtype: Any) -> Any:
     return dtype
 
 
+def widest(*dtypes: Any) -> Any:
+    """Returns the narrowest dtype that holds all of these.
+
+    Also where JAX is told to promote nothing by itself (`jax_numpy_dtype_promotion=strict`): this library chooses the
+    dtypes of its own accumulations, and that setting is about what a program promotes without choosing.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
+
+
 def widen(tree: Tree) -> Tree:
     """Casts bfloat16 and float16 leaves to float32 and leaves the others alone."""
     return jax.tree.map(lambda x: jnp.asarray(x, widened(jnp.asarray(x).dtype)), tree)
@@ -38,7 +49,7 @@ def is_narrow(tree: Tree) -> bool:
 def scalar_dtype(tree: Tree) -> Any:
     """Returns the real dtype of an inner product over the tree: float32, or the widest of its leaves."""
     dtypes = [jnp.finfo(x.dtype).dtype for x in jax.tree.leaves(tree) if is_inexact(x)]
-    return jnp.result_type(jnp.float32, *dtypes)
+    return widest(jnp.float32, *dtypes)
 
 
 def is_inexact(x: Any) -> bool:
@@ -108,6 +119,14 @@ def map_with_path(function: Callable, tree: Tree, *rest: Tree) -> Tree:
     )
 
 
+def is_function(x: Any) -> bool:
+    """Says whether an argument that may be a tree or a function of one is the function.
+
+    A module of Equinox is both: a tree that can be called. It counts as the tree that it is.
+    """
+    return callable(x) and jax.tree_util.treedef_is_leaf(jax.tree.structure(x))
+
+
 def spell(path: tuple[Any, ...]) -> str:
     """Writes a path for an error message or a table: `layers/0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/") or "at the root"
@@ -122,11 +141,11 @@ def inner_product(x: Tree, y: Tree) -> jax.Array:
     r"""Returns :math:`\mathrm{Re}\,\langle x, y \rangle`, accumulated in float32 or wider."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(widened(a.dtype), widened(b.dtype))
+        dtype = widest(widened(a.dtype), widened(b.dtype))
         return jnp.sum(jnp.real(jnp.conj(a.astype(dtype)) * b.astype(dtype)))
 
     products = jax.tree.leaves(jax.tree.map(leaf, x, y))
-    dtype = jnp.result_type(jnp.float32, *products) if products else jnp.float32
+    dtype = widest(jnp.float32, *(product.dtype for product in products))
     return sum((product.astype(dtype) for product in products), jnp.zeros([], dtype))
 
 
@@ -150,12 +169,17 @@ def scale(factor: ArrayLike, tree: Tree) -> Tree:
 
 def add(x: Tree, y: Tree) -> Tree:
     """Adds two trees in the wider dtype of each pair of leaves."""
-    return jax.tree.map(jnp.add, x, y)
+    return jax.tree.map(functools.partial(_in_wider_dtype, jnp.add), x, y)
 
 
 def subtract(x: Tree, y: Tree) -> Tree:
     """Subtracts two trees in the wider dtype of each pair of leaves."""
-    return jax.tree.map(jnp.subtract, x, y)
+    return jax.tree.map(functools.partial(_in_wider_dtype, jnp.subtract), x, y)
+
+
+def _in_wider_dtype(operation, x, y):
+    dtype = widest(x.dtype, y.dtype)
+    return operation(x.astype(dtype), y.astype(dtype))
 
 
 def all_finite(tree: Tree) -> jax.Array:
@@ -193,7 +217,7 @@ def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable
       number, and a function that puts the leaves left out back into a tree of that kind.
     """
     # A mask is made from values and is one of values, whether or not the parameters come in boxes.
-    mask = unboxed(mask(unboxed(tree)) if callable(mask) else mask)
+    mask = unboxed(mask(unboxed(tree)) if is_function(mask) else mask)
     mask = True if mask is None else mask
     try:
         selected = jax.tree.map(
@@ -209,10 +233,14 @@ def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable
         ) from error
 
     def fill(replacement: Tree) -> Tree:
+        pairs = zip(jax.tree.leaves(replacement), jax.tree.leaves(selected), strict=True)
+        # A difference takes narrow parameters in float32: the ones held constant follow, so that the loss sees
+        # one dtype.
+        is_widened = any(new.dtype != old.dtype for new, old in pairs)
         return jax.tree.map(
             lambda new, old: old if new is None else new,
             replacement,
-            tree,
+            widen(tree) if is_widened else tree,
             is_leaf=lambda x: x is None,
         )
 

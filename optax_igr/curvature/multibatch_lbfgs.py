@@ -22,8 +22,9 @@ from jax.typing import ArrayLike
 
 from optax_igr._core import derivatives, extra_args, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.curvature import lbfgs_memory
-from optax_igr.curvature.lbfgs_memory import LBFGSMemory, MemoryOptions
+from optax_igr.curvature import _lbfgs_memory, _lbfgs_push
+from optax_igr.curvature._lbfgs_memory import Form, LBFGSMemory
+from optax_igr.curvature._lbfgs_push import MemoryOptions
 
 
 class MultibatchLBFGSState(NamedTuple):
@@ -46,7 +47,7 @@ def scale_by_multibatch_lbfgs(
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
-    form: str = "two_loop",
+    form: Form = "two_loop",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies by an inverse Hessian learnt from gradient differences on the overlap of consecutive batches.
 
@@ -108,7 +109,7 @@ def scale_by_multibatch_lbfgs(
         return MultibatchLBFGSState(
             count=jnp.zeros([], jnp.int32),
             last_params=jax.tree.map(jnp.zeros_like, params),
-            memory=lbfgs_memory.init(params, memory_size, history_dtype),
+            memory=_lbfgs_memory.init(params, memory_size, history_dtype),
         )
 
     def update(updates, state, params: Any = None, *, overlap_value_fn: Any = None, **unused):
@@ -116,14 +117,14 @@ def scale_by_multibatch_lbfgs(
         extra_args.require(name, params=params, overlap_value_fn=overlap_value_fn)
         trees.check_like(name, params, updates=updates)
         trees.check_like(name, params, **{"last_params of the state": state.last_params})
-        memory = lbfgs_memory.push_if(
+        memory = _lbfgs_push.push_if(
             state.count > 0,
             state.memory,
             lambda: overlap_pair(overlap_value_fn, params, state.last_params),
             min_cosine=min_cosine,
             powell_damping=powell_damping,
         )
-        direction = lbfgs_memory.apply(memory, updates, form)
+        direction = _lbfgs_memory.apply(memory, updates, form)
         # A copy: the next update must find these parameters though the loop donates them.
         last_params = jax.tree.map(jnp.copy, params)
         count = optax.safe_increment(state.count)
@@ -139,7 +140,7 @@ def multibatch_lbfgs(
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
-    form: str = "two_loop",
+    form: Form = "two_loop",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descends by multi-batch L-BFGS.
 

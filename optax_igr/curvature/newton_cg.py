@@ -6,7 +6,8 @@ where C is the Hessian or the Gauss-Newton matrix :math:`J^\top H_\ell J`, seen 
 A solve ends when the residual is `tolerance` times the gradient, after `max_steps` products, or (Steihaug) at a
 direction of negative curvature, before which every iterate descends; each product costs about two gradients.
 
-The damping :math:`\lambda` follows Levenberg and Marquardt: see `levenberg_marquardt`.
+The damping :math:`\lambda` follows Levenberg and Marquardt (`_levenberg_marquardt`). A quadratic model is good near the
+parameters alone: a step that does not lower the loss is shortened until it does, or rejected (`_backtracking`).
 
 References:
   Steihaug, `The Conjugate Gradient Method and Trust Regions in Large Scale Optimization
@@ -24,8 +25,8 @@ from jax.typing import ArrayLike
 
 from optax_igr._core import derivatives, extra_args, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.curvature import levenberg_marquardt
-from optax_igr.curvature.conjugate_gradient import truncated_cg
+from optax_igr.curvature import _backtracking, _levenberg_marquardt
+from optax_igr.curvature._conjugate_gradient import truncated_cg
 
 CURVATURES = ("hessian", "gauss_newton")
 
@@ -39,7 +40,8 @@ class NewtonCGState(NamedTuple):
       direction: the last solution d, in float32 or wider.
       num_products: products with C in the last solve; the warm start is one of them.
       met_negative_curvature: whether the last solve ended at a direction of negative curvature.
-      reduction_ratio: ρ of the last solve; NaN before the first and where the damping is 0.
+      reduction_ratio: ρ of the last solve, at the unit step; 1 before the first solve and where nothing is judged.
+      step_fraction: α of the last update; 1 if its unit step lowered the loss, 0 if no step did.
     """
 
     count: ArrayLike
@@ -48,6 +50,7 @@ class NewtonCGState(NamedTuple):
     num_products: ArrayLike
     met_negative_curvature: ArrayLike
     reduction_ratio: chex.Array
+    step_fraction: chex.Array
 
 
 def scale_by_newton_cg(
@@ -58,26 +61,31 @@ def scale_by_newton_cg(
     curvature: str = "hessian",
     hvp: str = "forward_over_reverse",
     warm_start: bool = True,
+    max_backtracking_steps: int = 10,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Solves for the Newton direction by conjugate gradients.
 
-    .. math:: u \leftarrow d \approx (C + \lambda I)^{-1} u
+    .. math:: u \leftarrow \alpha d, \qquad d \approx (C + \lambda I)^{-1} u
 
-    The direction always descends: where the solve fails, it is the incoming gradient. It belongs first in a chain.
+    The direction always descends: where the solve fails, it is the incoming gradient. :math:`\alpha` is 1 unless the
+    step d fails to lower the loss; then it is smaller, and 0 where no step does. It belongs first in a chain.
 
     Args:
       damping: the first :math:`\lambda`, at least 0, in units of curvature. It adapts by the ratio of actual to
-        predicted decrease at the unit step, at the price of one loss; 0 stays 0.
+        predicted decrease at the unit step; 0 stays 0.
       max_steps: the largest number of conjugate gradient steps.
       tolerance: the residual to stop at, in units of the gradient; a number or a schedule.
       curvature: `hessian` or `gauss_newton`, which is positive semidefinite where the output loss is convex.
       hvp: how a product with the Hessian is computed, one of the exact modes.
       warm_start: begin at the minimiser of the model along the last direction, for one more product.
+      max_backtracking_steps: the largest number of shorter steps that are tried. A step is judged at the price of one
+        loss, which the damping needs too, and each shorter step takes one more. 0 judges nothing, so that
+        :math:`\alpha = 1`: for a chain with a line search, which does the same work.
 
     Returns:
       A transform whose `update` needs `params` and either `value_fn` or, for `gauss_newton`, `outputs_fn` and
       `output_loss_fn`. It uses `value` if it is given, and takes the Hessian from `curvature_value_fn` if that is.
-      The state tells the damping, the number of products, and whether negative curvature was met.
+      The state tells the damping, the number of products, whether negative curvature was met, and :math:`\alpha`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -106,6 +114,9 @@ def scale_by_newton_cg(
     hyperparameters.check_scalar_or_schedule(name, "tolerance", tolerance, at_least=0)
     hyperparameters.check_choice(name, "curvature", curvature, CURVATURES)
     hyperparameters.check_choice(name, "hvp", hvp, derivatives.EXACT_MODES)
+    hyperparameters.check_integer(
+        name, "max_backtracking_steps", max_backtracking_steps, at_least=0
+    )
     is_damped = not isinstance(damping, (int, float)) or damping > 0
 
     def init(params):
@@ -116,7 +127,8 @@ def scale_by_newton_cg(
             direction=direction,
             num_products=jnp.zeros([], jnp.int32),
             met_negative_curvature=jnp.zeros([], bool),
-            reduction_ratio=jnp.full([], jnp.nan, jnp.float32),
+            reduction_ratio=jnp.ones([], jnp.float32),
+            step_fraction=jnp.ones([], jnp.float32),
         )
 
     def update(
@@ -154,30 +166,41 @@ def scale_by_newton_cg(
             tolerance=hyperparameters.value_at(tolerance, state.count),
         )
         direction = _descending(trees.scale(norm, solution.x), updates)
-        new_damping, ratio = state.damping, state.reduction_ratio
-        if is_damped:
-            predicted = levenberg_marquardt.predicted_decrease(solution, b, state.damping, norm)
+        new_damping, ratio, fraction = state.damping, state.reduction_ratio, state.step_fraction
+        if is_damped or max_backtracking_steps > 0:
+            predicted = _levenberg_marquardt.predicted_decrease(solution, b, state.damping, norm)
+
+            def value_along(alpha):
+                return loss_fn(_stepped(params, direction, alpha)).astype(predicted.dtype)
+
             value = loss_fn(params) if value is None else value
-            stepped = jax.tree.map(
-                lambda p, d: (p.astype(d.dtype) - d).astype(p.dtype), params, direction
-            )
-            new_damping, ratio = levenberg_marquardt.adapted_damping(
-                state.damping,
-                damping,
-                jnp.asarray(value, predicted.dtype),
-                loss_fn(stepped).astype(predicted.dtype),
+            value = jnp.asarray(value, predicted.dtype)
+            unit_value = value_along(jnp.ones([], predicted.dtype))
+            ratio = _levenberg_marquardt.reduction_ratio(value, unit_value, predicted)
+            is_rounding = jnp.abs(predicted) <= _backtracking.rounding_of(value)
+            if is_damped:
+                new_damping = _levenberg_marquardt.adapted_damping(
+                    state.damping, damping, ratio, is_rounding, solution.met_negative_curvature
+                )
+        if max_backtracking_steps > 0:
+            fraction = _backtracking.good_fraction(
+                value_along,
+                value,
+                unit_value,
+                trees.inner_product(updates, direction).astype(predicted.dtype),
                 predicted,
-                solution.met_negative_curvature,
+                lambda: trees.inner_product(derivatives.gradient(loss_fn, params), direction),
+                max_backtracking_steps,
             )
-        return trees.cast_like(direction, params), NewtonCGState(
+        is_finite = trees.all_finite(direction)
+        return trees.cast_like(trees.scale(fraction, direction), params), NewtonCGState(
             count=optax.safe_increment(state.count),
             damping=new_damping,
-            direction=jax.tree.map(
-                lambda d: jnp.where(trees.all_finite(direction), d, 0), direction
-            ),
+            direction=jax.tree.map(lambda d: jnp.where(is_finite, d, 0), direction),
             num_products=solution.num_products,
             met_negative_curvature=solution.met_negative_curvature,
             reduction_ratio=ratio.astype(jnp.float32),
+            step_fraction=fraction.astype(jnp.float32),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -192,23 +215,22 @@ def newton_cg(
     curvature: str = "hessian",
     hvp: str = "forward_over_reverse",
     warm_start: bool = True,
+    max_backtracking_steps: int = 10,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descends along the Newton direction.
 
-    .. math:: \theta \leftarrow \theta - \gamma\,(C + \lambda I)^{-1} g
-
-    .. note::
-      Far from a minimum of a network a full step may raise the loss faster than the damping grows: chain
-      :func:`optax_igr.scale_by_newton_cg` with a line search, such as `optax.scale_by_backtracking_linesearch`, there.
+    .. math:: \theta \leftarrow \theta - \gamma\,\alpha\,(C + \lambda I)^{-1} g
 
     Args:
-      learning_rate: :math:`\gamma`, a number or a schedule; 1 is Newton's own step, by which the damping is judged.
+      learning_rate: :math:`\gamma`, a number or a schedule; 1 is Newton's own step, at which the loss is evaluated to
+        adapt the damping and to shorten a step that does not lower it.
       damping: as in :func:`optax_igr.scale_by_newton_cg`, and so are the others.
       max_steps: the largest number of conjugate gradient steps.
       tolerance: the residual to stop at, in units of the gradient.
       curvature: `hessian` or `gauss_newton`.
       hvp: how a product with the Hessian is computed.
       warm_start: begin along the last direction.
+      max_backtracking_steps: the largest number of shorter steps that are tried.
 
     Returns:
       An optimizer whose `update` needs what :func:`optax_igr.scale_by_newton_cg` does.
@@ -239,8 +261,16 @@ def newton_cg(
         curvature=curvature,
         hvp=hvp,
         warm_start=warm_start,
+        max_backtracking_steps=max_backtracking_steps,
     )
     return optax.chain(direction, optax.scale_by_learning_rate(learning_rate))
+
+
+def _stepped(params: Any, direction: Any, alpha: jax.Array) -> chex.ArrayTree:
+    """Returns the parameters after a fraction of the step, rounded as an update rounds them."""
+    return jax.tree.map(
+        lambda p, d: (p.astype(d.dtype) - d).astype(p.dtype), params, trees.scale(alpha, direction)
+    )
 
 
 def _descending(direction: Any, gradient: Any) -> chex.ArrayTree:

@@ -13,8 +13,8 @@ from optax_igr.diagnostics.implicit import (
 )
 from optax_igr.diagnostics.lipschitz import LipschitzBounds, lipschitz_bounds
 from optax_igr.diagnostics.monitor_drift import MonitorDriftState, monitor_drift
-from optax_igr.diagnostics.operator_norm import spectral_norm
 from optax_igr.diagnostics.parameter_noise import ParameterRobustness, parameter_robustness
+from optax_igr.operators import spectral_norm
 
 __all__ = [
     "ImplicitRegularization",

@@ -10,19 +10,23 @@ References:
   `Towards Evaluating the Robustness of Neural Networks <https://arxiv.org/abs/1608.04644>`_, 2017 (the margin)
 """
 
+import functools
+import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from optax_igr._core import hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.diagnostics import _progress
+from optax_igr.diagnostics import _checks, _progress
 
 _NAME = "input_robustness"
-NORMS = ("linf", "l2")
+Norm = Literal["linf", "l2"]
+NORMS = get_args(Norm)
 
 
 class InputRobustness(NamedTuple):
@@ -50,7 +54,7 @@ def input_robustness(
     labels: jax.Array,
     radii: ArrayLike,
     *,
-    norm: str = "linf",
+    norm: Norm = "linf",
     num_steps: int = 20,
     step_size: Scalar | None = None,
     bounds: tuple[float, float] | None = None,
@@ -69,20 +73,21 @@ def input_robustness(
       apply_fn: `(params, inputs) -> logits`, of shape `[num_inputs, classes]`, each from the input of the same
         index alone.
       params: of the model in evaluation.
-      inputs: of shape `[num_inputs, ...]`.
-      labels: integers of shape `[num_inputs]`.
-      radii: r, of shape `[radii]`; 0 gives the clean accuracy.
+      inputs: finite, of shape `[num_inputs, ...]`.
+      labels: integers from 0 to the number of classes less one, of shape `[num_inputs]`.
+      radii: r, of shape `[radii]`, at least 0; 0 gives the clean accuracy.
       norm: `linf` or `l2`.
       num_steps: of PGD, a gradient each.
-      step_size: :math:`\alpha` as a fraction of the radius; by default `2.5 / num_steps`.
-      bounds: the least and the greatest value of an input, which an attack respects.
+      step_size: :math:`\alpha` as a fraction of the radius, above 0; by default `2.5 / num_steps`.
+      bounds: the least and the greatest value of an input, which an attack respects; `inputs` are within.
       progress: called with the number of radii done and to do.
 
     Returns:
-      An :class:`InputRobustness`.
+      An :class:`InputRobustness`. An input with a NaN among its logits counts as broken. Where a traced argument has
+      a value that would be an error, the accuracies are NaN.
 
     Raises:
-      ValueError: for a bad argument.
+      ValueError: for a bad argument, and for a label that is no class of the model.
 
     Examples:
       >>> import jax.numpy as jnp, optax_igr.diagnostics
@@ -99,14 +104,13 @@ def input_robustness(
     """
     hyperparameters.check_choice(_NAME, "norm", norm, NORMS)
     hyperparameters.check_positive_integer(_NAME, "num_steps", num_steps)
-    inputs = jnp.asarray(inputs, trees.widened(inputs.dtype))
-    radii = jnp.asarray(radii, inputs.dtype)
-    if radii.ndim != 1 or jnp.shape(labels) != inputs.shape[:1]:
-        raise ValueError(
-            f"{_NAME}: expected `radii` of shape [radii] and `labels` of shape {inputs.shape[:1]}, "
-            f"got {radii.shape} and {jnp.shape(labels)}."
-        )
+    visible = tuple(_checks.visible(x) for x in (inputs, labels, radii))
+    inputs, labels, radii = _as_arrays(inputs, labels, radii)
+    num_classes = _num_classes(apply_fn, params, inputs)
+    is_right = _is_in_range(*visible, bounds, num_classes)
     radii = jnp.sort(radii)
+    if step_size is not None:
+        hyperparameters.check_scalar(_NAME, "step_size", step_size, above=0)
     fraction = 2.5 / num_steps if step_size is None else step_size
     tick = _progress.ticker(progress, radii.size)
     direct, project = _GEOMETRIES[norm]
@@ -144,8 +148,56 @@ def input_robustness(
 
     carry = (inputs, jnp.ones(inputs.shape[:1], bool))
     _, (fgsm_accuracy, pgd_accuracy) = jax.lax.scan(at_radius, carry, radii)
+    fgsm_accuracy, pgd_accuracy = (
+        _checks.where_right(is_right, accuracy) for accuracy in (fgsm_accuracy, pgd_accuracy)
+    )
     lower, upper = _wilson_interval(pgd_accuracy, inputs.shape[0])
     return InputRobustness(radii, fgsm_accuracy, pgd_accuracy, lower, upper)
+
+
+def _as_arrays(inputs, labels, radii):
+    inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
+    # Integer inputs, such as the bytes of an image, are attacked as real numbers.
+    inputs = inputs.astype(trees.widest(inputs.dtype, jnp.float32))
+    radii = jnp.asarray(radii, inputs.dtype)
+    if radii.ndim != 1 or labels.shape != inputs.shape[:1] or not labels.size:
+        raise ValueError(
+            f"{_NAME}: expected `radii` of shape [radii] and `labels` of shape [num_inputs], as many as `inputs` and "
+            f"at least one; got {radii.shape}, {labels.shape} and inputs of shape {inputs.shape}."
+        )
+    if not (jnp.issubdtype(labels.dtype, jnp.integer) or labels.dtype == bool):
+        raise ValueError(f"{_NAME}: `labels` must be integers, got {labels.dtype}.")
+    return inputs, labels.astype(jnp.int32), radii
+
+
+def _num_classes(apply_fn, params, inputs):
+    logits = jax.eval_shape(apply_fn, params, inputs)
+    # With a single class there is no other one to be mistaken for, and every input would count as robust.
+    if logits.ndim != 2 or logits.shape[0] != inputs.shape[0] or logits.shape[1] < 2:
+        raise ValueError(
+            f"{_NAME}: `apply_fn` must return logits of shape [num_inputs, classes] with at least two classes, got "
+            f"{list(logits.shape)} for {inputs.shape[0]} inputs."
+        )
+    return logits.shape[1]
+
+
+def _is_in_range(inputs, labels, radii, bounds, num_classes):
+    """Raises an error for values out of range that can be seen, and says whether the others are in range."""
+    low, high = (-np.inf, np.inf) if bounds is None else (_checks.visible(x) for x in bounds)
+    demands = (
+        ("bounds", "a least value below a greatest one", bounds, low < high),
+        ("inputs", "finite", inputs, _checks.is_finite(inputs)),
+        ("inputs", f"within `bounds`, {bounds}", inputs, (inputs >= low) & (inputs <= high)),
+        (
+            "labels",
+            f"from 0 to {num_classes - 1}, since the model has {num_classes} classes",
+            labels,
+            (labels >= 0) & (labels < num_classes),
+        ),
+        ("radii", "finite and at least 0", radii, _checks.is_finite(radii) & (radii >= 0)),
+    )
+    answers = [_checks.require(_NAME, *demand) for demand in demands]
+    return functools.reduce(operator.and_, answers)
 
 
 def _norms(x):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from optax_igr._core import hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.diagnostics import _progress
-from optax_igr.operators import leaves, norms
+from optax_igr.operators import leaves, schatten
 
 _NAME = "lipschitz_bounds"
 _POWER_STEPS = 3
@@ -159,7 +159,7 @@ def _product_of_norms(params: Any, operator: Any) -> jax.Array:
                 f"{_NAME}: a weight of shape {list(weight.shape)} is a stack of matrices by {choice}; expected one "
                 f"operator a layer."
             )
-        return norms.spectral_norm_bound(choice, weight)
+        return schatten.spectral_norm_bound(choice, weight)
 
     factors = jax.tree.leaves(leaves.map_operators(norm, chosen, params))
     product = jnp.ones([], jnp.result_type(jnp.float32, *factors))

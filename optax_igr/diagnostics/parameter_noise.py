@@ -14,17 +14,18 @@ References:
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optax_igr._core import hyperparameters, trees
-from optax_igr.diagnostics import _progress
+from optax_igr.diagnostics import _checks, _progress, _student
 
 _NAME = "parameter_robustness"
-NOISES = ("multiplicative", "additive", "filter_normalised")
+Noise = Literal["multiplicative", "additive", "filter_normalised"]
+NOISES = get_args(Noise)
 
 
 class ParameterRobustness(NamedTuple):
@@ -50,7 +51,7 @@ def parameter_robustness(
     params: Any,
     key: jax.Array,
     scales: ArrayLike,
-    noise: str = "multiplicative",
+    noise: Noise = "multiplicative",
     draws: int = 10,
     *,
     progress: _progress.Progress | None = None,
@@ -58,20 +59,20 @@ def parameter_robustness(
     """Measures a metric under noise in the parameters, at several scales, in one compiled program.
 
     Args:
-      metric_fn: `params -> scalar`: an accuracy, a loss.
+      metric_fn: `params -> scalar`: an accuracy, a loss. A real number, an integer or a boolean.
       params: a pytree; only its floating leaves are perturbed.
       key: a typed random key.
-      scales: s, of shape `[scales]`.
+      scales: s, of shape `[scales]`, finite and at least 0.
       noise: `multiplicative`, `additive` or `filter_normalised`. A filter is a slice along the last axis (the
         outputs, in Flax); a leaf of fewer than two axes is one filter.
       draws: of the noise at each scale, at least 2.
       progress: called with the number of evaluations done and to do.
 
     Returns:
-      A :class:`ParameterRobustness`.
+      A :class:`ParameterRobustness`. Where `scales` are traced and one is out of range, it is NaN.
 
     Raises:
-      ValueError: for a bad argument.
+      ValueError: for a bad argument, and a metric that is no real scalar.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax_igr.diagnostics
@@ -86,9 +87,18 @@ def parameter_robustness(
     """
     hyperparameters.check_choice(_NAME, "noise", noise, NOISES)
     hyperparameters.check_integer(_NAME, "draws", draws, at_least=2)
+    visible = _checks.visible(scales)
     scales = jnp.asarray(scales, jnp.result_type(float))
     if scales.ndim != 1:
         raise ValueError(f"{_NAME}: `scales` must be a list of numbers, got shape {scales.shape}.")
+    in_range = _checks.is_finite(visible) & (visible >= 0)
+    is_right = _checks.require(_NAME, "scales", "finite and at least 0", visible, in_range)
+    params = trees.as_arrays(params)
+    metric = jax.eval_shape(metric_fn, params)
+    if metric.shape or jnp.issubdtype(metric.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{_NAME}: `metric_fn` must return a real scalar, got {metric.dtype}{list(metric.shape)}."
+        )
     tick = _progress.ticker(progress, scales.size * draws)
 
     @jax.jit
@@ -103,14 +113,15 @@ def parameter_robustness(
         return jax.lax.map(at_scale, scales)
 
     samples = measure(params, jax.random.split(key, draws), scales)
-    samples = jnp.asarray(samples, jnp.result_type(samples.dtype, jnp.float32))
+    samples = jnp.asarray(samples, trees.widest(samples.dtype, jnp.float32))
+    samples = _checks.where_right(is_right, samples)
     mean = jnp.mean(samples, axis=1)
     error = jnp.std(samples, axis=1, ddof=1) / draws**0.5
-    half_width = _student_quantile(draws - 1) * error
+    half_width = _student.half_width(draws - 1) * error
     return ParameterRobustness(scales, mean, mean - half_width, mean + half_width, samples)
 
 
-def perturb(params: Any, key: jax.Array, scale: ArrayLike, noise: str) -> Any:
+def perturb(params: Any, key: jax.Array, scale: ArrayLike, noise: Noise) -> Any:
     """Returns the parameters with noise of a scale, in their dtypes."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, max(len(leaves), 1))
@@ -130,16 +141,6 @@ def _perturb_leaf(leaf, key, *, scale, noise):
         length, drawn_length = (
             jnp.sqrt(jnp.sum(jnp.abs(x) ** 2, axes, keepdims=True)) for x in (wide, drawn)
         )
-        drawn = drawn * (length / jnp.where(drawn_length > 0, drawn_length, 1))
-    return (wide + jnp.asarray(scale).astype(wide.real.dtype) * drawn).astype(leaf.dtype)
-
-
-def _student_quantile(degrees_of_freedom: int) -> float:
-    """The 97.5 % quantile by the expansion of Cornish and Fisher: to 1 % from three degrees of freedom on."""
-    z, n = 1.959963984540054, degrees_of_freedom
-    return (
-        z
-        + (z**3 + z) / (4 * n)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    )
+        factor = length / jnp.where(drawn_length > 0, drawn_length, 1)
+        drawn = factor.astype(wide.dtype) * drawn
+    return (wide + jnp.asarray(scale).astype(wide.dtype) * drawn).astype(leaf.dtype)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from optax_igr._core import hyperparameters
-from optax_igr.operators import leaves, norms
+from optax_igr.operators import clip, leaves
 
 _NAME = "projection_spectral_ball"
 
@@ -72,7 +72,7 @@ def projection_spectral_ball(
                 f"convolution whose projection has no closed form; one has it with circular padding, without strides "
                 f"and dilation, for a kernel as large as the input. Got {choice}. Use add_spectral_decay."
             )
-        clipped = norms.clip_singular_values(choice, leaf, radius)
+        clipped = clip.clip_singular_values(choice, leaf, radius)
         return clipped.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(project, chosen, tree, is_leaf=lambda x: x is None)

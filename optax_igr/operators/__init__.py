@@ -8,5 +8,21 @@ room.
 from optax_igr.operators.conv_operator import ConvOperator, conv_operator
 from optax_igr.operators.leaves import Operator
 from optax_igr.operators.matrix_operator import MatrixOperator, matrix_operator
+from optax_igr.operators.norms import (
+    frobenius_norm,
+    schatten_norm,
+    spectral_norm,
+    spectral_norm_bound,
+)
 
-__all__ = ["ConvOperator", "MatrixOperator", "Operator", "conv_operator", "matrix_operator"]
+__all__ = [
+    "ConvOperator",
+    "MatrixOperator",
+    "Operator",
+    "conv_operator",
+    "frobenius_norm",
+    "matrix_operator",
+    "schatten_norm",
+    "spectral_norm",
+    "spectral_norm_bound",
+]

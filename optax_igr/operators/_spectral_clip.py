@@ -27,9 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_igr.operators import _arrays
+
 _HIGHEST = jax.lax.Precision.HIGHEST
 # A stage clips at no less than the norm over this.
 _STAGE = 4.0
+# The bound of the norm is the Schatten norm of this exponent.
+_EXPONENT = 16
+_EPS = float(np.finfo(np.float64).eps)
 # With a larger scaling, rounding can turn the sign of the largest eigenvalue.
 _LARGEST_SCALING = 1.69770248525577
 
@@ -65,49 +70,92 @@ def _(primals, tangents):
     growth = tangents[1] / radius
     change = jax.lax.custom_linear_solve(
         lambda x: x,
-        tangents[0] - growth * matrices,
+        tangents[0] - _arrays.multiply(growth, matrices),
         solve=along,
         transpose_solve=lambda _, cotangent: along(None, cotangent.conj()).conj(),
     )
-    return clipped, change + growth * clipped
+    return clipped, change + _arrays.multiply(growth, clipped)
 
 
 def _clip(matrices, radius, largest_scaling=_LARGEST_SCALING):
-    def stage(carry):
-        clipped, bound = _clip_by_quarter(carry[0], radius, largest_scaling)
-        return clipped, jnp.any(bound > _STAGE * radius)
+    limit = _most_stages(matrices.dtype, matrices.shape)
 
-    return jax.lax.while_loop(lambda carry: carry[1], stage, (matrices, True))[0]
+    def is_unfinished(carry):
+        count, _, is_above = carry
+        return (count < limit) & is_above
+
+    def stage(carry):
+        count, matrices, _ = carry
+        clipped, is_above = _clip_by_quarter(matrices, radius, largest_scaling)
+        return count + 1, clipped, jnp.any(is_above)
+
+    # No weight lies in a ball of radius zero but zero, and no number of stages reaches it.
+    start = (jnp.zeros([], jnp.int32), matrices, radius > 0)
+    clipped = jax.lax.while_loop(is_unfinished, stage, start)[1]
+    # Zero at zero, and NaN where the radius is negative or NaN.
+    elsewhere = jnp.sqrt(jnp.minimum(jax.lax.stop_gradient(radius), 0)).astype(clipped.dtype)
+    return jnp.where(radius > 0, clipped, elsewhere)
+
+
+def _most_stages(dtype, shape):
+    """Returns how many stages lead from the largest norm to the least radius that the dtype holds."""
+    info = jnp.finfo(dtype)
+    log_size = np.log2(max(shape[-2:]))
+    range_of_norms = float(np.log2(info.max) - np.log2(info.smallest_subnormal)) + log_size
+    # A stage clips at a quarter of the bound, which exceeds the norm by `size ** (1 / _EXPONENT)` at most. Half of the
+    # gain of a stage of the largest weights that fit a computer is a floor that rounding cannot take away.
+    gain = max(np.log2(_STAGE) - log_size / _EXPONENT, 0.5)
+    return int(np.ceil(range_of_norms / gain)) + 1
 
 
 def _clip_by_quarter(matrices, radius, largest_scaling):
-    """Clips at the radius or at a quarter of a bound of the norm; returns the bound too."""
-    largest = jnp.max(jnp.abs(matrices), (-2, -1), keepdims=True)
-    largest = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
-    scaled, radius = matrices / largest, radius / largest
+    """Clips at the radius or at a quarter of a bound of the norm; says whether a norm may be above the radius."""
+    is_zero = jnp.max(jnp.abs(matrices), (-2, -1), keepdims=True) == 0
+    scale = _arrays.magnitude(matrices, (-2, -1))
+    scaled, radius = _arrays.divide(matrices, scale), radius / scale
     is_tall = scaled.shape[-2] >= scaled.shape[-1]
     adjoint = jnp.swapaxes(scaled, -1, -2).conj()
     gram = _product(adjoint, scaled) if is_tall else _product(scaled, adjoint)
     eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
-    fourth = jnp.sum(jnp.abs(_product(gram, gram)) ** 2, (-2, -1), keepdims=True)
-    # The Schatten norm of exponent 8. No norm is less than the largest entry, which is 1 but for a zero matrix.
-    bound = jax.lax.stop_gradient(jnp.maximum(fourth, 1) ** (1 / 8))
+    # No norm is less than the largest entry, which is 1 at least but for a zero matrix.
+    bound = jax.lax.stop_gradient(jnp.sqrt(jnp.maximum(_norm_bound(gram), 1)))
+    # A zero matrix has arrived; its bound of 1 is above the radius for ever.
+    is_above = ~is_zero & (bound > _STAGE * radius)
     radius = jnp.clip(radius, bound / _STAGE, 2 * bound)
-    gram = gram / radius**2
+    gram = _arrays.divide(gram, radius**2)
     spread = jnp.maximum(1, (bound / radius) ** 2)
-    sign = _sign((gram - eye) / spread, largest_scaling)
+    sign = _sign(_arrays.divide(gram - eye, spread), largest_scaling)
     # Half of the trace plus half of the dimension counts the singular values above the radius.
     is_inside = jnp.real(jnp.trace(sign, axis1=-2, axis2=-1)) < 0.5 - gram.shape[-1]
     at_least_one = (gram + eye + _product(gram - eye, sign)) / 2
-    root = _inverse_root(at_least_one / spread, 1 / _STAGE) / jnp.sqrt(spread)
-    clipped = largest * (_product(scaled, root) if is_tall else _product(root, scaled))
-    return jnp.where(is_inside[..., None, None], matrices, clipped), largest * bound
+    root = _arrays.divide(
+        _inverse_root(_arrays.divide(at_least_one, spread), 1 / _STAGE), jnp.sqrt(spread)
+    )
+    clipped = _product(scaled, root) if is_tall else _product(root, scaled)
+    clipped = _arrays.multiply(scale, clipped)
+    return jnp.where(is_inside[..., None, None], matrices, clipped), is_above
+
+
+def _norm_bound(gram):
+    """Returns an upper bound of the norm of positive semidefinite matrices, from the fourth power."""
+    factors = []
+    for _ in range(2):
+        # Such a matrix has its largest entry on the diagonal. Divided by it, no power overflows.
+        diagonal = jnp.real(jnp.diagonal(gram, axis1=-2, axis2=-1))
+        largest = jnp.max(diagonal, -1)[..., None, None]
+        factors.append(largest)
+        gram = _arrays.divide(gram, _arrays.nonzero(largest))
+        gram = _product(gram, gram)
+    bound = jnp.sqrt(jnp.sum(_arrays.squared_modulus(gram), (-2, -1), keepdims=True))
+    for factor in reversed(factors):
+        bound = factor * jnp.sqrt(bound)
+    return bound
 
 
 def _sign(matrices, largest_scaling):
     """Returns the sign of Hermitian matrices of norm at most 1."""
     smallest = float(jnp.finfo(matrices.dtype).eps)
-    scalings = jnp.asarray(_scalings(smallest, largest_scaling), matrices.real.dtype)
+    scalings = jnp.asarray(_scalings(smallest, largest_scaling), matrices.dtype)
 
     def step(i, x):
         rho = scalings[i]
@@ -118,7 +166,7 @@ def _sign(matrices, largest_scaling):
 
 def _inverse_root(matrices, smallest):
     """Returns the inverse square root of Hermitian matrices with eigenvalues from `smallest**2` to 1."""
-    scalings = jnp.asarray(_scalings(smallest, 2.0), matrices.real.dtype)
+    scalings = jnp.asarray(_scalings(smallest, 2.0), matrices.dtype)
     eye = jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)
 
     def step(i, carry):
@@ -134,7 +182,10 @@ def _inverse_root(matrices, smallest):
 def _scalings(smallest: float, largest_scaling: float) -> np.ndarray:
     """Returns the scaling of each step until numbers from `smallest` to 1 are 1 in float64."""
     found = []
-    while 1 - smallest > 1e-16:
+    # A number grows by half at least in each step, so 53 binary digits take fewer than 100.
+    for _ in range(100):
+        if 1 - smallest <= _EPS:
+            break
         rho = min((3 / (1 + smallest + smallest**2)) ** 0.5, largest_scaling)
         smallest = min(rho * smallest * (3 - (rho * smallest) ** 2) / 2, rho * (3 - rho**2) / 2)
         found.append(rho)

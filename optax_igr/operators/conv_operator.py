@@ -92,7 +92,7 @@ class ConvOperator:
         """Returns the Fourier transform of the kernel on the grid, strides and groups as blocks."""
         groups, num_axes = self.feature_group_count, len(self.input_shape)
         is_real = not jnp.iscomplexobj(weight)
-        dtype = jnp.result_type(weight.dtype, jnp.complex64)
+        dtype = np.result_type(weight.dtype, np.complex64)
         grid, strides = self._grid(weight.shape)
         transformed = jnp.reshape(weight, (*weight.shape[:-1], groups, -1)).astype(dtype)
         multiplicity = np.ones(())

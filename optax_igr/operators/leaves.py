@@ -37,12 +37,16 @@ def resolve(transform: str, tree: Any, operator: Any = None, mask: Any = None) -
     Raises:
       ValueError: that names the leaf for which there is no operator.
     """
-    selected, _ = trees.select(transform, tree, mask)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(selected)
+    selected, _ = trees.select(transform, trees.as_arrays(tree), mask)
+    structure = jax.tree.structure(selected)
+    # NNX hands boxed variables to `init` and their values to `update`. Both must lead to the same operators.
+    leaves = trees.leaves_with_path(selected)
     if not leaves:
         return selected
     choices = (
-        [operator] * len(leaves) if operator is None else _broadcast(transform, operator, selected)
+        [operator] * len(leaves)
+        if operator is None
+        else _broadcast(transform, operator, trees.unboxed(selected))
     )
     return structure.unflatten(
         _resolve_leaf(transform, path, leaf, choice, is_default=operator is None)
@@ -84,6 +88,12 @@ def as_state(tree: Any) -> Any:
     parameters: their shardings do not fit its leaves.
     """
     return tree if jax.tree.leaves(tree) else jnp.zeros([], jnp.float32)
+
+
+def zero_norm(operator: Operator, weight: jax.Array) -> jax.Array:
+    """Returns a zero for each operator of the stack, in the dtype of its norm."""
+    dtype = jnp.finfo(trees.widened(weight.dtype)).dtype
+    return jnp.zeros(operator.stack_shape(weight.shape), dtype)
 
 
 def add_decay(updates: Any, factor: hyperparameters.Scalar, gradient: Any) -> Any:

@@ -40,7 +40,10 @@ class ExtrapolatedGradientPenaltyState(NamedTuple):
 
 
 def extrapolated_gradient_penalty(
-    inner: optax.GradientTransformation, coefficient: optax.ScalarOrSchedule
+    inner: optax.GradientTransformation,
+    coefficient: optax.ScalarOrSchedule,
+    *,
+    max_relative_displacement: optax.ScalarOrSchedule | None = 0.1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer so that it descends on a penalised loss at the cost of one gradient a step.
 
@@ -96,6 +99,10 @@ def extrapolated_gradient_penalty(
             f"{_NAME}: `inner` must be an optax.GradientTransformation, got {inner!r}."
         )
     hyperparameters.check_scalar_or_schedule(_NAME, "coefficient", coefficient)
+    if max_relative_displacement is not None:
+        hyperparameters.check_scalar_or_schedule(
+            _NAME, "max_relative_displacement", max_relative_displacement, at_least=0
+        )
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
@@ -114,24 +121,69 @@ def extrapolated_gradient_penalty(
         trees.check_state_like(_NAME, params, displacement=state.displacement)
         if grad is not None:
             extra["grad"] = gradient
-        evaluated = extrapolation_eval_params(state, params)
-        inner_updates, inner_state = inner.update(updates, state.inner_state, evaluated, **extra)
+        theta = trees.subtract(trees.widen(params), state.displacement)
+        inner_updates, inner_state = inner.update(
+            updates, state.inner_state, trees.cast_like(theta, params), **extra
+        )
         # The displacement acts on the gradient of the next step, so it takes that step's coefficient.
         count = optax.safe_increment(state.count)
         length = 2 * hyperparameters.value_at(coefficient, count)
-        displacement = trees.scale(
-            jnp.where(trees.all_finite(gradient), length, 0),
-            jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), trees.widen(gradient)),
-        )
-        moved = jax.tree.map(
-            lambda u, new, old: (u.astype(new.dtype) + new - old).astype(u.dtype),
+        wanted = displacement_of(gradient, length)
+        if max_relative_displacement is not None:
+            limit = hyperparameters.value_at(max_relative_displacement, count)
+            wanted = limited(wanted, limit * jnp.sqrt(trees.squared_norm(theta)))
+        theta = trees.add(theta, trees.widen(inner_updates))
+        emitted = jax.tree.map(
+            lambda t, d, y, u: _rounded(t + d - y.astype(t.dtype), u.dtype),
+            theta,
+            wanted,
+            params,
             inner_updates,
-            displacement,
+        )
+        # What the loop will hold after the rounding of its own sum: the difference would add up over the steps.
+        displacement = jax.tree.map(
+            lambda t, y, u, old: _finite_or(_rounded(y.astype(t.dtype) + u, y.dtype) - t, old),
+            theta,
+            params,
+            emitted,
             state.displacement,
         )
-        return moved, ExtrapolatedGradientPenaltyState(count, displacement, inner_state)
+        new_state = ExtrapolatedGradientPenaltyState(count, displacement, inner_state)
+        return trees.cast_like(emitted, inner_updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def displacement_of(gradient: Any, length: ArrayLike) -> Any:
+    r"""Returns :math:`2\mu\,g` in float32 or wider, zero for a gradient that is not finite."""
+    return trees.scale(
+        jnp.where(trees.all_finite(gradient), length, 0),
+        jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), trees.widen(gradient)),
+    )
+
+
+def limited(displacement: Any, longest: ArrayLike) -> Any:
+    r"""Returns the displacement, shortened as a whole to a norm of at most `longest`."""
+    norm = jnp.sqrt(trees.squared_norm(displacement))
+    return trees.scale(jnp.where(norm > longest, longest / norm, 1), displacement)
+
+
+def _rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """Rounds to the precision of a narrower dtype; a cast there and back is removed by the compiler."""
+    if trees.widened(dtype) == jnp.dtype(dtype):
+        return x
+    precision = jnp.finfo(dtype)
+    rounded = jax.lax.reduce_precision(x, precision.nexp, precision.nmant)
+    if precision.nexp == jnp.finfo(x.dtype).nexp:
+        return rounded
+    # reduce_precision has no subnormal numbers, float16 does.
+    spacing = float(precision.smallest_subnormal)
+    is_subnormal = jnp.abs(x) < float(precision.tiny)
+    return jnp.where(is_subnormal, jnp.round(x / spacing) * spacing, rounded)
+
+
+def _finite_or(x: jax.Array, other: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, other)
 
 
 def extrapolation_eval_params(state: optax.OptState, params: Any) -> chex.ArrayTree:

@@ -20,7 +20,6 @@ References:
   Computation and Implicit Bias <https://arxiv.org/abs/2210.02720>`_, 2022
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -45,7 +44,7 @@ class PenaltyOptions(NamedTuple):
     """How a penalty is computed, whatever its coefficient."""
 
     norm: str = "squared"
-    hvp: str = "forward_over_reverse"
+    hvp: derivatives.Mode = "auto"
     radius: optax.ScalarOrSchedule | None = None
     mask: Any = None
     safeguard: bool = False
@@ -62,8 +61,9 @@ def gradient_of_norm(
     gradient: chex.ArrayTree,
     *,
     norm: str = "squared",
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: hyperparameters.Scalar | None = None,
+    name: str = "gradient_of_norm",
 ) -> chex.ArrayTree:
     r"""Returns :math:`\nabla \|\nabla L\|^2 = 2Hg` or :math:`\nabla \|\nabla L\| = Hg/\|g\|`, zero where g is.
 
@@ -74,13 +74,20 @@ def gradient_of_norm(
       norm: `squared` or `plain`.
       hvp: one of `derivatives.MODES`.
       radius: the length of a difference's perturbation.
+      name: the public name of the caller, for errors and warnings.
 
     Returns:
       A tree like `params`, in float32 or wider.
     """
     factor, vector = (2.0, gradient) if norm == "squared" else (1.0, trees.unit(gradient)[0])
     product = derivatives.hessian_vector_product(
-        value_fn, params, vector, mode=hvp, radius=radius, gradient_at_params=gradient
+        value_fn,
+        params,
+        vector,
+        mode=hvp,
+        radius=radius,
+        gradient_at_params=gradient,
+        name=name,
     )
     return trees.scale(factor, trees.widen(product))
 
@@ -89,7 +96,7 @@ def add_gradient_penalty(
     coefficient: optax.ScalarOrSchedule,
     *,
     norm: str = "squared",
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
     safeguard: bool = False,
@@ -111,9 +118,11 @@ def add_gradient_penalty(
       norm: `squared` or `plain`.
       hvp: how the Hessian-vector product is computed. `forward_over_reverse`, `reverse_over_forward` and
         `reverse_over_reverse` are exact (about 1.8 more gradients of arithmetic); `forward_difference` and
-        `backward_difference` take one more gradient, `central_difference` two.
+        `backward_difference` take one more gradient, `central_difference` two. `auto` takes the first of these
+        exact modes that the loss allows, and where it allows none a central difference, with a warning.
       radius: the length :math:`\|\epsilon g\|` of a difference's perturbation, a number or a schedule; None takes
-        one that was measured on several networks in float32 (see `derivatives.default_radius`).
+        one that was measured on several networks in float32 (see `differences.default_radius`), and so does a
+        step where the schedule is not finite and positive.
       mask: a pytree prefix of booleans, or a function that makes one from the parameters. Where it is False the
         parameter is a constant: neither perturbed nor counted in the norm, and its update stays as it came.
       safeguard: drop the penalty on a step where :math:`\langle g, u + 2\mu Hg \rangle \le 0`, where it would turn
@@ -174,7 +183,7 @@ def gradient_penalty(
         extra_args.require(transform, params=params, value_fn=value_fn)
         gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(transform, params, updates=updates, grad=gradient)
-        selected, fill = selection(transform, params, options)
+        selected, fill = trees.select(transform, params, options.mask)
         direction = gradient_of_norm(
             lambda p: value_fn(fill(p)),
             selected,
@@ -182,6 +191,7 @@ def gradient_penalty(
             norm=options.norm,
             hvp=options.hvp,
             radius=hyperparameters.optional_value_at(options.radius, state.count),
+            name=transform,
         )
         penalty = trees.scale(hyperparameters.value_at(coefficient, state.count), direction)
         return add_penalty(updates, gradient, penalty, state, options.safeguard)
@@ -193,17 +203,6 @@ def init(params: optax.Params) -> GradientPenaltyState:
     """Makes the state of every penalty; it holds nothing of the size of the parameters."""
     del params
     return GradientPenaltyState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
-
-
-def selection(
-    transform: str, params: Any, options: PenaltyOptions
-) -> tuple[Any, Callable[[Any], Any]]:
-    """Splits off the parameters that are penalised, and how to put them back for `value_fn`."""
-    selected, fill = trees.select(transform, params, options.mask)
-    if options.hvp in derivatives.DIFFERENCE_MODES:
-        # A difference sees float32 parameters, those held constant too: one dtype inside the loss.
-        _, fill = trees.select(transform, trees.widen(params), options.mask)
-    return selected, fill
 
 
 def add_penalty(

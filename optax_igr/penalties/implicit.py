@@ -21,7 +21,7 @@ import chex
 import jax
 import optax
 
-from optax_igr._core import drift, hyperparameters, trees
+from optax_igr._core import derivatives, drift, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.penalties.gradient_norm import PenaltyOptions, gradient_penalty
 
@@ -121,7 +121,7 @@ def modified_loss(
 def add_igr(
     step_size: optax.ScalarOrSchedule,
     *,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
     safeguard: bool = False,
@@ -174,7 +174,7 @@ def cancel_igr(
     momentum: Scalar = 0.0,
     nesterov: bool = False,
     ema: bool = False,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
     safeguard: bool = False,
@@ -236,7 +236,7 @@ def hold_igr(
     momentum: Scalar = 0.0,
     nesterov: bool = False,
     ema: bool = False,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
     safeguard: bool = False,

@@ -24,7 +24,7 @@ def add_microbatch_gradient_penalty(
     num_microbatches: int,
     *,
     norm: str = "squared",
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
     safeguard: bool = False,
@@ -86,7 +86,7 @@ def add_microbatch_gradient_penalty(
         extra_args.require(transform, params=params, microbatch_value_fn=microbatch_value_fn)
         gradient = updates if grad is None else trees.mask_like(grad, params)
         trees.check_like(transform, params, updates=updates, grad=gradient)
-        selected, fill = gradient_norm.selection(transform, params, options)
+        selected, fill = trees.select(transform, params, options.mask)
         radius_now = hyperparameters.optional_value_at(options.radius, state.count)
 
         def accumulate(total, index):
@@ -100,6 +100,7 @@ def add_microbatch_gradient_penalty(
                 norm=options.norm,
                 hvp=options.hvp,
                 radius=radius_now,
+                name=transform,
             )
             return trees.add(total, direction), None
 

@@ -14,6 +14,7 @@ References:
   <https://arxiv.org/abs/2305.16173>`_, 2023
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +22,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import extra_args, hyperparameters, trees
-from optax_igr.operators import leaves, norms
+from optax_igr._core import hyperparameters, trees
+from optax_igr._core.transform import transform
+from optax_igr.operators import leaves, schatten
 
 _NAME = "add_schatten_decay"
 
@@ -110,24 +112,22 @@ def add_schatten_decay(
       Delattre et al, `Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram Iteration
       <https://arxiv.org/abs/2305.16173>`_, 2023
     """
-    hyperparameters.check_scalar_or_schedule(_NAME, "coefficient", coefficient)
+    coefficient = hyperparameters.checked(_NAME, "coefficient", coefficient)
     hyperparameters.check_integer(_NAME, "gram_steps", gram_steps, at_least=0)
     hyperparameters.check_positive_integer(_NAME, "refresh_interval", refresh_interval)
     keeps_gradient = refresh_interval > 1
 
     def init(params):
         chosen = leaves.resolve(_NAME, params, operator, mask)
-        zeros = leaves.map_operators(norms.zero_norm, chosen, params)
+        zeros = leaves.map_operators(leaves.zero_norm, chosen, params)
         return SchattenDecayState(
             count=jnp.zeros([], jnp.int32),
             schatten_norms=leaves.as_state(zeros),
             cached_gradient=jax.tree.map(_zeros, params) if keeps_gradient else None,
         )
 
-    def update(updates, state, params=None, **unused):
+    def update(updates, state, params, **unused):
         del unused
-        extra_args.require(_NAME, params=params)
-        trees.check_like(_NAME, params, updates=updates)
         expected = jax.eval_shape(init, params)
         for name in ("schatten_norms", "cached_gradient"):
             trees.check_state_like(_NAME, getattr(expected, name), **{name: getattr(state, name)})
@@ -138,27 +138,35 @@ def add_schatten_decay(
             return updates, state._replace(count=count)
         is_due = state.count % refresh_interval == 0
 
-        def refresh(choice, weight):
-            return norms.schatten_norm(choice, weight, gram_steps)
-
-        def refresh_or_keep(choice, weight, kept, norm):
-            return jax.lax.cond(is_due, lambda: refresh(choice, weight), lambda: (kept, norm))
-
-        # A branch for each leaf: one for all of them copies every gradient that it keeps.
-        pairs = (
-            leaves.map_operators(
-                refresh_or_keep, chosen, params, state.cached_gradient, state.schatten_norms
+        if keeps_gradient:
+            refresh = functools.partial(_refresh_if, is_due, gram_steps=gram_steps)
+            pairs = leaves.map_operators(
+                refresh, chosen, params, state.cached_gradient, state.schatten_norms
             )
-            if keeps_gradient
-            else leaves.map_operators(refresh, chosen, params)
-        )
+        else:
+            pairs = leaves.map_operators(
+                lambda choice, weight: schatten.gradient_and_norm(choice, weight, gram_steps),
+                chosen,
+                params,
+            )
         gradient, measured = leaves.unzip(pairs, chosen, 2)
         cached = leaves.fill(gradient, state.cached_gradient) if keeps_gradient else None
         factor = hyperparameters.value_at(coefficient, state.count)
         updates = leaves.add_decay(updates, factor, gradient)
         return updates, SchattenDecayState(count, measured, cached)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(_NAME, init, update, needs=("params",))
+
+
+# A branch for each leaf: one for all of them needs the temporaries of all leaves at once, five times the parameters in
+# place of a tenth. Compiled once for each shape, so that an eager update does not compile the branch of every leaf.
+@functools.partial(jax.jit, static_argnums=(1,), static_argnames=("gram_steps",))
+def _refresh_if(is_due, choice, weight, kept, norm, *, gram_steps):
+    return jax.lax.cond(
+        is_due,
+        lambda: schatten.gradient_and_norm(choice, weight, gram_steps),
+        lambda: (kept, norm),
+    )
 
 
 def _zeros(weight):

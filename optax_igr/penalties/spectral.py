@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import extra_args, hyperparameters, trees
-from optax_igr.operators import leaves, norms
+from optax_igr._core import hyperparameters, trees
+from optax_igr._core.transform import transform
+from optax_igr.operators import leaves, power_iteration
 
 _NAME = "add_spectral_decay"
 
@@ -95,21 +96,19 @@ def add_spectral_decay(
       Yoshida, Miyato, `Spectral Norm Regularization for Improving the Generalizability of Deep Learning
       <https://arxiv.org/abs/1705.10941>`_, 2017
     """
-    hyperparameters.check_scalar_or_schedule(_NAME, "coefficient", coefficient)
+    coefficient = hyperparameters.checked(_NAME, "coefficient", coefficient)
     hyperparameters.check_positive_integer(_NAME, "power_steps", power_steps)
 
     def init(params):
         chosen = leaves.resolve(_NAME, params, operator, mask)
         zeros, vectors = (
             leaves.as_state(leaves.map_operators(function, chosen, params))
-            for function in (norms.zero_norm, norms.initial_vector)
+            for function in (leaves.zero_norm, power_iteration.initial_vector)
         )
         return SpectralDecayState(jnp.zeros([], jnp.int32), zeros, vectors)
 
-    def update(updates, state, params=None, **unused):
+    def update(updates, state, params, **unused):
         del unused
-        extra_args.require(_NAME, params=params)
-        trees.check_like(_NAME, params, updates=updates)
         expected = jax.eval_shape(init, params).singular_vectors
         trees.check_state_like(_NAME, expected, singular_vectors=state.singular_vectors)
         chosen = leaves.resolve(_NAME, params, operator, mask)
@@ -117,7 +116,7 @@ def add_spectral_decay(
         if not jax.tree.leaves(chosen):
             return updates, state._replace(count=count)
         triples = leaves.map_operators(
-            lambda choice, weight, vector: norms.power_iteration(
+            lambda choice, weight, vector: power_iteration.iterate(
                 choice, weight, vector, power_steps
             ),
             chosen,
@@ -129,4 +128,4 @@ def add_spectral_decay(
         updates = leaves.add_decay(updates, factor, gradient)
         return updates, SpectralDecayState(count, measured, vectors)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(_NAME, init, update, needs=("params",))

@@ -269,3 +269,13 @@ def test_a_mask_is_made_from_values_and_fits_boxes():
             kept = {trees.spell(path) for path, _ in trees.leaves_with_path(selected)}
             assert "kernel" in kept
             chex.assert_trees_all_equal(fill(selected), tree)
+
+
+def test_a_module_that_can_be_called_is_a_mask_and_no_function():
+    """`optax.masked` calls it: https://github.com/patrick-kidger/equinox/issues/193."""
+    model = equinox.filter(equinox.nn.Linear(2, 2, key=jax.random.key(0)), equinox.is_array)
+    mask = jax.tree.map(lambda x: x.ndim == 2, model)
+    assert callable(mask)
+    selected, _ = trees.select("t", model, mask)
+    assert selected.weight is model.weight
+    assert selected.bias is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from optax_igr.curvature import lbfgs_memory
+from optax_igr.curvature import _lbfgs_memory, _lbfgs_push
 from tests.curvature import dense
 
 SHAPES = {"a": (3,), "b": (2, 2)}
@@ -18,9 +18,10 @@ SIZE = 7
 PARAMS = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
 _, unravel = jax.flatten_util.ravel_pytree(PARAMS)
 
-push = jax.jit(lbfgs_memory.push, static_argnames="powell_damping")
-apply = jax.jit(lbfgs_memory.apply, static_argnames="form")
-apply_inverse = jax.jit(lbfgs_memory.apply_inverse)
+push = jax.jit(_lbfgs_push.push, static_argnames="powell_damping")
+apply = jax.jit(_lbfgs_memory.apply, static_argnames="form")
+apply_inverse = jax.jit(_lbfgs_memory.apply_inverse)
+FORMS = _lbfgs_memory.FORMS
 
 
 def ravel(tree):
@@ -42,7 +43,7 @@ def pairs_of_a_quadratic(count, condition=30.0):
 @pytest.fixture(scope="module")
 def filling():
     """A memory of three slots after each of eight pairs, and the pairs that it should then hold."""
-    memory, pairs, history = lbfgs_memory.init(PARAMS, 3), [], []
+    memory, pairs, history = _lbfgs_memory.init(PARAMS, 3), [], []
     for s, y in pairs_of_a_quadratic(8):
         memory = push(memory, unravel(s), unravel(y))
         pairs.append((s, y))
@@ -50,7 +51,7 @@ def filling():
     return history
 
 
-@pytest.mark.parametrize("form", lbfgs_memory.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_product_is_that_of_the_dense_matrix_at_every_offset(filling, form):
     for memory, pairs in filling:
         found = matrix_of(lambda m, v: apply(m, v, form=form), memory)
@@ -59,7 +60,7 @@ def test_a_product_is_that_of_the_dense_matrix_at_every_offset(filling, form):
         assert np.linalg.eigvalsh((found + found.T) / 2).min() > 0
 
 
-@pytest.mark.parametrize("form", lbfgs_memory.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_the_newest_pair_satisfies_the_secant_equation(filling, form):
     for memory, pairs in filling:
         s, y = pairs[-1]
@@ -83,7 +84,7 @@ def test_the_inverse_product_is_that_of_the_inverse_matrix(filling):
 
 
 def test_an_empty_memory_is_the_identity():
-    memory = lbfgs_memory.init(PARAMS, 3)
+    memory = _lbfgs_memory.init(PARAMS, 3)
     vector = unravel(np.arange(1.0, SIZE + 1))
     for product in (
         apply(memory, vector, form="two_loop"),
@@ -111,12 +112,77 @@ def broken_pairs():
 @pytest.mark.parametrize("reason", broken_pairs())
 def test_a_rejected_pair_leaves_every_bit_and_is_counted(filling, reason):
     s, y = broken_pairs()[reason]
-    for memory, _ in [(lbfgs_memory.init(PARAMS, 3), []), *filling[::3]]:
+    for memory, _ in [(_lbfgs_memory.init(PARAMS, 3), []), *filling[::3]]:
         found = push(memory, unravel(s), unravel(y))
         assert found.rejected_count == memory.rejected_count + 1
-        chex.assert_trees_all_equal(
-            found._replace(rejected_count=0), memory._replace(rejected_count=0)
+        assert found.rejected_in_a_row == memory.rejected_in_a_row + 1
+        counts = {"rejected_count": 0, "rejected_in_a_row": 0}
+        chex.assert_trees_all_equal(found._replace(**counts), memory._replace(**counts))
+
+
+@pytest.mark.parametrize(("factor", "is_accepted"), [(0.99e6, True), (1.01e6, False)])
+def test_a_pair_far_from_the_size_of_the_newest_is_rejected(factor, is_accepted):
+    s, other = np.eye(SIZE)[:2]
+    for scale in (1e-9, 1.0, 1e9):
+        memory = push(
+            _lbfgs_memory.init(PARAMS, 3), unravel(s), unravel(scale * (0.6 * s + 0.8 * other))
         )
+        assert memory.pair_count == 1
+        for power in (1, -1):
+            y = 0.1 * scale * factor**power * (0.8 * s - 0.6 * other)
+            assert (push(memory, unravel(0.1 * s), unravel(y)).pair_count == 2) == is_accepted
+        # An empty memory knows no scale.
+        first = push(_lbfgs_memory.init(PARAMS, 3), unravel(s), unravel(factor * scale * s))
+        assert first.pair_count == 1
+
+
+def products_of(memory):
+    """The matrices that the memory multiplies by: H in both forms, and B."""
+    forms = [matrix_of(lambda m, v, f=form: apply(m, v, form=f), memory) for form in FORMS]
+    return *forms, matrix_of(apply_inverse, memory)
+
+
+def test_a_memory_that_only_rejects_is_dropped(filling):
+    """At every offset of the ring; the pairs that are still in its slots must not be seen."""
+    broken = unravel(np.full(SIZE, np.nan))
+    pairs = pairs_of_a_quadratic(8)
+    for memory, held in filling:
+        s, y = held[-1]
+        gamma = min(s @ y / (y @ y), 1)
+        for _ in range(9):
+            memory = push(memory, broken, broken)
+        np.testing.assert_allclose(products_of(memory)[0], dense.inverse_hessian(held), atol=1e-12)
+        dropped = push(memory, broken, broken)
+        assert (dropped.held_count, dropped.dropped_count, dropped.rejected_count) == (0, 1, 10)
+        assert dropped.pair_count == memory.pair_count
+        # From its last scale H grows by 10 with every further rejection, and ends at I.
+        for factor in (gamma, min(10 * gamma, 1), min(100 * gamma, 1), min(1000 * gamma, 1)):
+            *forms, inverse = products_of(dropped)
+            for matrix in forms:
+                np.testing.assert_allclose(matrix, factor * np.eye(SIZE), rtol=1e-12, atol=0)
+            np.testing.assert_allclose(inverse, np.eye(SIZE) / factor, rtol=1e-12, atol=0)
+            dropped = push(dropped, broken, broken)
+        assert dropped.dropped_count == 1
+
+        for count, (s, y) in enumerate(pairs[:4], 1):
+            dropped = push(dropped, unravel(s), unravel(y))
+            assert dropped.held_count == min(count, 3)
+            expected = dense.inverse_hessian(pairs[:count][-3:])
+            *forms, inverse = products_of(dropped)
+            for matrix in forms:
+                np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(inverse, np.linalg.inv(expected), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("powell_damping", [None, 0.2])
+def test_the_first_pair_after_a_drop_is_not_damped(filling, powell_damping):
+    memory, _ = filling[-1]
+    broken = unravel(np.full(SIZE, np.nan))
+    for _ in range(10):
+        memory = push(memory, broken, broken)
+    s = np.linspace(1, 2, SIZE)
+    memory = push(memory, unravel(s), unravel(1e-4 * s), powell_damping=powell_damping)
+    np.testing.assert_allclose(products_of(memory)[0], 1e4 * np.eye(SIZE), rtol=1e-12, atol=1e-8)
 
 
 def test_a_pair_that_is_not_due_is_neither_made_nor_counted(filling):
@@ -126,7 +192,7 @@ def test_a_pair_that_is_not_due_is_neither_made_nor_counted(filling):
         jax.debug.callback(lambda: made.append(True))
         return tuple(map(unravel, pairs_of_a_quadratic(1)[0]))
 
-    push_if = jax.jit(lambda condition, memory: lbfgs_memory.push_if(condition, memory, make_pair))
+    push_if = jax.jit(lambda condition, memory: _lbfgs_push.push_if(condition, memory, make_pair))
     memory, _ = filling[-1]
     chex.assert_trees_all_equal(push_if(False, memory), memory)
     jax.effects_barrier()
@@ -136,11 +202,11 @@ def test_a_pair_that_is_not_due_is_neither_made_nor_counted(filling):
 
 def test_the_histories_are_updated_in_place():
     params = {"w": jnp.zeros([5000]), "b": jnp.zeros([100, 30])}
-    memory = lbfgs_memory.init(params, 4)
+    memory = _lbfgs_memory.init(params, 4)
 
     def update(memory, condition, vector):
-        memory = lbfgs_memory.push_if(condition, memory, lambda: (vector, vector))
-        return memory, lbfgs_memory.apply(memory, vector)
+        memory = _lbfgs_push.push_if(condition, memory, lambda: (vector, vector))
+        return memory, _lbfgs_memory.apply(memory, vector)
 
     compiled = jax.jit(update, donate_argnums=0).lower(memory, True, params).compile()
     history = r"f64\[4,(5000|100,30)\]"
@@ -156,7 +222,7 @@ def test_the_guard_is_the_angle_alone():
         for loss_scale in (1e-60, 1.0, 1e60):
             for parameter_scale in (1e-40, 1.0, 1e40):
                 memory = push(
-                    lbfgs_memory.init(PARAMS, 2),
+                    _lbfgs_memory.init(PARAMS, 2),
                     unravel(parameter_scale * s),
                     unravel(loss_scale / parameter_scale * y),
                     min_cosine=0.01,
@@ -165,7 +231,7 @@ def test_the_guard_is_the_angle_alone():
 
 
 def test_powell_damping_stores_the_damped_pair_exactly():
-    memory, pairs = lbfgs_memory.init(PARAMS, 3), []
+    memory, pairs = _lbfgs_memory.init(PARAMS, 3), []
     rng = np.random.default_rng(3)
     num_damped = 0
     for s, y in pairs_of_a_quadratic(8):
@@ -188,11 +254,11 @@ def test_powell_damping_stores_the_damped_pair_exactly():
 
 
 @pytest.mark.parametrize("memory_size", [1, 3, SIZE])
-@pytest.mark.parametrize("form", lbfgs_memory.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_exact_line_searches_end_on_a_quadratic_in_n_steps(memory_size, form):
     matrix = dense.spd(SIZE, 10.0)
     x = np.random.default_rng(4).normal(size=SIZE)
-    memory = lbfgs_memory.init(PARAMS, memory_size)
+    memory = _lbfgs_memory.init(PARAMS, memory_size)
     gradient = first_gradient = matrix @ x
     for _ in range(SIZE):
         direction = ravel(apply(memory, unravel(gradient), form=form))
@@ -206,11 +272,11 @@ def test_exact_line_searches_end_on_a_quadratic_in_n_steps(memory_size, form):
         np.testing.assert_allclose(product, np.eye(SIZE), atol=1e-9)
 
 
-@pytest.mark.parametrize("form", lbfgs_memory.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_bfloat16_history_is_reduced_in_float32(form):
     rng = np.random.default_rng(5)
     params = {"w": jnp.zeros([10_000], jnp.bfloat16)}
-    memory = lbfgs_memory.init(params, 2, jnp.bfloat16)
+    memory = _lbfgs_memory.init(params, 2, jnp.bfloat16)
     assert memory.steps["w"].dtype == jnp.bfloat16
     for _ in range(3):
         s = rng.normal(size=10_000)
@@ -229,7 +295,7 @@ def test_a_bfloat16_history_is_reduced_in_float32(form):
 def test_default_dtypes_are_float32_or_wider():
     dtypes = {"h": jnp.bfloat16, "f": jnp.float32, "d": jnp.float64, "c": jnp.complex64}
     params = {name: jnp.zeros([2], dtype) for name, dtype in dtypes.items()}
-    memory = lbfgs_memory.init(params, 4)
+    memory = _lbfgs_memory.init(params, 4)
     found = {name: leaf.dtype for name, leaf in memory.steps.items()}
     assert found == {**dtypes, "h": jnp.float32}
 
@@ -238,7 +304,7 @@ def test_the_gram_form_reduces_once_on_a_mesh():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("x"))
     params = {"w": jax.device_put(jnp.zeros([16]), sharding)}
-    memory = lbfgs_memory.init(params, 4)
+    memory = _lbfgs_memory.init(params, 4)
     assert memory.steps["w"].sharding.spec == PartitionSpec(None, "x")
 
     text = apply.lower(memory, params, form="gram").compile().as_text()

@@ -10,7 +10,7 @@ import pytest
 
 import optax_igr
 from optax_igr._core import derivatives
-from optax_igr.curvature.conjugate_gradient import truncated_cg
+from optax_igr.curvature._conjugate_gradient import truncated_cg
 from tests.curvature import dense
 from tests.problems import tanh_network
 
@@ -96,7 +96,7 @@ def test_the_direction_solves_the_damped_dense_system(curvature):
         "outputs_fn": NETWORK.outputs_fn,
         "output_loss_fn": NETWORK.output_loss_fn,
     }
-    direction, state = solve(
+    _, state = solve(
         NETWORK.value_fn,
         NETWORK.params,
         arguments=arguments,
@@ -105,7 +105,7 @@ def test_the_direction_solves_the_damped_dense_system(curvature):
         max_steps=400,
         curvature=curvature,
     )
-    np.testing.assert_allclose(ravel(direction), expected, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(ravel(state.direction), expected, rtol=1e-8, atol=1e-10)
     assert not state.met_negative_curvature
 
 
@@ -251,3 +251,164 @@ def test_a_broken_curvature_leaves_the_gradient():
     direction, state = update(gradient, transform.init(params), params)
     np.testing.assert_array_equal(direction, gradient)
     assert jnp.isfinite(state.damping)
+
+
+def shortened(value_fn, params, direction, slope):
+    """The first fraction of the step whose loss falls enough, by parabolas through the losses."""
+    alpha, value = 1.0, value_fn(params)
+    while not value_fn(params - alpha * direction) <= value - 1e-4 * alpha * slope:
+        stepped = value_fn(params - alpha * direction)
+        minimiser = slope * alpha**2 / (2 * (stepped - value + alpha * slope))
+        shorter = minimiser if np.isfinite(stepped) else 0
+        alpha = float(np.clip(shorter, alpha / 10, alpha / 2))
+    return alpha
+
+
+@pytest.mark.parametrize(
+    ("x", "damping", "is_shortened"),
+    [
+        (0.5, 0.0, False),
+        (1.3, 0.0, True),
+        (1.3, 0.125, False),
+        (3.0, 0.125, True),
+        (5.0, 0.0, True),
+    ],
+)
+def test_a_step_that_raises_the_loss_is_shortened_by_parabolas(x, damping, is_shortened):
+    def value_fn(p):
+        return np.logaddexp(p, -p)
+
+    direction = np.tanh(x) / (1 - np.tanh(x) ** 2 + damping)
+    fraction = shortened(value_fn, x, direction, np.tanh(x) * direction)
+    found, state = solve(lambda p: jnp.logaddexp(p, -p), jnp.asarray(x), damping=damping)
+    assert float(state.step_fraction) == pytest.approx(fraction, rel=1e-6)
+    np.testing.assert_allclose(found, fraction * direction, rtol=1e-9)
+    assert (fraction < 1) == is_shortened
+    # Without the judgement the step is Newton's own.
+    unit, _ = solve(
+        lambda p: jnp.logaddexp(p, -p),
+        jnp.asarray(x),
+        damping=damping,
+        max_backtracking_steps=0,
+    )
+    np.testing.assert_allclose(unit, direction, rtol=1e-9)
+
+
+def test_a_step_to_where_the_loss_is_not_finite_is_shortened():
+    def value_fn(p):
+        return p - jnp.log(p)
+
+    # The Newton step from 3 is 6.
+    direction, state = solve(value_fn, jnp.asarray(3.0), damping=0.0)
+    assert state.step_fraction < 0.5
+    assert value_fn(3.0 - direction) < value_fn(3.0)
+    assert not jnp.isnan(state.reduction_ratio)
+
+
+def test_a_step_is_rejected_where_no_fraction_of_it_lowers_the_loss():
+    start = jnp.asarray([1.0, 2.0])
+
+    def value_fn(p):
+        return jnp.sum(p**2) / 2 + jnp.where(jnp.all(p == start), 0.0, 10.0)
+
+    direction, state = solve(value_fn, start, damping=0.5)
+    np.testing.assert_array_equal(direction, jnp.zeros(2))
+    assert state.step_fraction == 0
+    assert float(state.damping) == pytest.approx(0.75)
+    np.testing.assert_allclose(state.direction, start / 1.5, rtol=1e-6)
+
+
+def test_updates_that_are_more_than_the_gradient_are_judged_by_what_they_descend():
+    """As behind a penalty: at the minimum of the loss alone the step must raise it."""
+    matrix = jnp.asarray(dense.spd(SIZE, 5.0))
+    penalty = jnp.linspace(1, 2, SIZE)
+
+    def value_fn(p):
+        return p @ matrix @ p / 2
+
+    transform = optax_igr.scale_by_newton_cg(damping=0.0, tolerance=0.0)
+    update = jax.jit(functools.partial(transform.update, value_fn=value_fn))
+    params = jnp.zeros(SIZE)
+    step, state = update(penalty, transform.init(params), params)
+    np.testing.assert_allclose(step, np.linalg.solve(matrix, penalty), rtol=1e-8)
+    assert state.step_fraction == 1
+    # The rest is a linear function: its slope is what the updates are beyond the gradient.
+    params = jnp.full(SIZE, 10.0)
+    step, _ = update(-penalty, transform.init(params), params)
+    rest = -penalty - matrix @ params
+    assert value_fn(params - step) - rest @ step < value_fn(params)
+
+
+def relu_network(seed, dtype):
+    rng = np.random.default_rng(seed)
+    inputs = jnp.asarray(rng.normal(size=(64, 6)), dtype)
+    labels = jnp.asarray(rng.integers(0, 4, size=64))
+    params = [
+        jnp.asarray(rng.normal(size=shape) * np.sqrt(2 / shape[0]), dtype)
+        for shape in ((6, 12), (12, 12), (12, 4))
+    ]
+
+    def outputs_fn(params):
+        hidden = jax.nn.relu(inputs @ params[0])
+        return jax.nn.relu(hidden @ params[1]) @ params[2]
+
+    def output_loss_fn(logits):
+        chosen = jax.nn.log_softmax(logits) * jax.nn.one_hot(labels, 4, dtype=logits.dtype)
+        return -jnp.mean(jnp.sum(chosen, axis=-1))
+
+    return params, outputs_fn, output_loss_fn
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-3])
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_the_loss_of_a_network_never_rises(curvature, damping):
+    params, outputs_fn, output_loss_fn = relu_network(0, jnp.float32)
+
+    def losses(**options):
+        optimizer = optax_igr.newton_cg(
+            1.0, max_steps=3, curvature=curvature, damping=damping, **options
+        )
+
+        def value_fn(params):
+            return output_loss_fn(outputs_fn(params))
+
+        def step(carry, _):
+            params, state = carry
+            value, grads = jax.value_and_grad(value_fn)(params)
+            updates, state = optimizer.update(
+                grads,
+                state,
+                params,
+                value_fn=value_fn,
+                outputs_fn=outputs_fn,
+                output_loss_fn=output_loss_fn,
+            )
+            return (jax.tree.map(jnp.add, params, updates), state), value
+
+        @jax.jit
+        def run():
+            return jax.lax.scan(step, (params, optimizer.init(params)), length=40)[1]
+
+        return np.asarray(run())
+
+    assert np.diff(losses()).max() <= 0
+    assert losses()[-1] < 0.6 * losses()[0]
+    # The same steps, not judged, raise it.
+    assert np.diff(losses(max_backtracking_steps=0)).max() > 0.01
+
+
+def test_no_state_is_nan_where_a_run_must_end_at_one():
+    with jax.debug_nans(True):
+        params = {"w": jnp.ones([3], jnp.float32), "s": jnp.ones([], jnp.bfloat16)}
+        transform = optax_igr.scale_by_newton_cg()
+        state = transform.init(params)
+        for scale in (1.0, 0.0):
+
+            def value_fn(p, scale=scale):
+                return scale * (jnp.sum(p["w"] ** 2) + p["s"].astype(jnp.float32) ** 2)
+
+            updates, state = transform.update(
+                jax.grad(value_fn)(params), state, params, value_fn=value_fn
+            )
+    for leaf in jax.tree.leaves((updates, state)):
+        assert jnp.isfinite(leaf).all()

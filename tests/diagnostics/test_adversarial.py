@@ -99,17 +99,68 @@ def test_radii_are_sorted_and_progress_counts_them():
         ({"num_steps": 0}, "`num_steps`"),
         ({"radii": 0.1}, ".*`radii`"),
         ({"labels": jnp.zeros([3], int)}, ".*`labels`"),
+        ({"inputs": X[:0], "labels": LABELS[:0]}, ".*at least one"),
+        ({"labels": LABELS + 1}, "`labels` must be from 0 to 1, since the model has 2 classes"),
+        ({"labels": LABELS - 1}, "`labels` must be from 0 to 1"),
+        ({"labels": LABELS.astype(float)}, "`labels` must be integers"),
+        ({"radii": [0.0, -0.08]}, r"`radii` must be finite and at least 0, got \[0.0, -0.08\]"),
+        ({"radii": [0.0, np.nan]}, "`radii`"),
+        ({"radii": [0.0, np.inf]}, "`radii`"),
+        ({"bounds": (1, 0)}, r"`bounds` must be .*, got \[1, 0\]"),
+        ({"bounds": (np.nan, 1.0)}, "`bounds`"),
+        ({"bounds": (0.0, 0.1)}, r"`inputs` must be within `bounds`, \(0.0, 0.1\)"),
+        ({"inputs": X.at[3, 1].set(np.nan)}, "`inputs` must be finite"),
+        ({"step_size": 0.0}, "`step_size`"),
+        ({"step_size": np.nan}, "`step_size`"),
+        ({"params": W[:, :1], "labels": 0 * LABELS}, "`apply_fn` must return .* two classes"),
+        ({"apply_fn": lambda w, x: (x @ w)[:, 0]}, "`apply_fn` must return"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
+    arguments = {
+        "apply_fn": linear,
+        "params": W,
+        "inputs": X,
+        "labels": LABELS,
+        "radii": [0.1],
+        **arguments,
+    }
     with pytest.raises(ValueError, match=f"input_robustness: {message}"):
-        input_robustness(
-            **{
-                "apply_fn": linear,
-                "params": W,
-                "inputs": X,
-                "labels": LABELS,
-                "radii": [0.1],
-                **arguments,
-            }
-        )
+        input_robustness(**arguments)
+    params, apply_fn = arguments.pop("params"), arguments.pop("apply_fn")
+    with pytest.raises(ValueError, match=f"input_robustness: {message}"):
+        jax.jit(lambda w: input_robustness(apply_fn, w, **arguments))(params)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"labels": LABELS + 1}, {"radii": -jnp.ones(2)}, {"inputs": X.at[0, 0].set(np.inf)}]
+)
+def test_where_values_are_traced_what_would_be_an_error_is_nan(changed):
+    """Not an accuracy of zero."""
+    right = {"inputs": X, "labels": LABELS, "radii": jnp.ones(2) / 10}
+    measure = jax.jit(lambda **arrays: input_robustness(linear, W, **arrays, num_steps=2))
+    assert np.all(np.isfinite(measure(**right).pgd_accuracy))
+    for field in measure(**{**right, **changed})[1:]:
+        assert np.all(np.isnan(field))
+
+
+def test_bytes_lists_and_booleans_are_inputs_and_labels():
+    pixels = np.array([[200, 10], [20, 220], [130, 120]], np.uint8)
+    labels = [False, True, False]
+    weights = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
+    curve = input_robustness(linear, weights, pixels, labels, [0, 4, 6, 120], bounds=(0, 255))
+    # Their distances to the boundary are 95, 100 and 5.
+    np.testing.assert_allclose(curve.pgd_accuracy, [1, 1, 2 / 3, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
+def test_runs_with_every_check_of_jax_switched_on(dtype):
+    inputs, weights = X.astype(dtype), W.astype(jnp.float32)
+    with (
+        jax.debug_nans(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        for norm in ("linf", "l2"):
+            curve = input_robustness(linear, weights, inputs, LABELS, [0.0, 0.3], norm=norm)
+            assert np.all(np.isfinite(curve.lower))

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from optax_igr.diagnostics import parameter_noise, parameter_robustness
+from optax_igr.diagnostics import _student, parameter_noise, parameter_robustness
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -93,10 +94,64 @@ def test_runs_inside_jit_and_keeps_dtypes():
     assert metric(jnp.ones(3, jnp.bfloat16), KEY) == 1
 
 
+@pytest.mark.parametrize("draws", [2, 3, 4, 5, 11, 30, 101])
+def test_the_interval_has_students_quantile(draws):
+    """Of two draws it is 12.706 standard errors wide, in float64 and to its last digits."""
+    curve = parameter_robustness(jnp.sum, jnp.zeros(3, jnp.float64), KEY, [1.0], "additive", draws)
+    error = np.std(curve.draws[0], ddof=1) / draws**0.5
+    found = float(curve.upper[0] - curve.mean[0]) / error
+    assert found == pytest.approx(scipy.stats.t.ppf(0.975, draws - 1), rel=1e-12)
+
+
+def test_the_quantile_for_every_number_of_draws():
+    assert _student.half_width(1) == pytest.approx(12.706204736174696, rel=1e-14)
+    for degrees in (*range(1, 260), 1000, 10**5, 10**9):
+        expected = scipy.stats.t.ppf(0.975, degrees)
+        assert _student.half_width(degrees) == pytest.approx(expected, rel=1e-9), degrees
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.complex64])
+@pytest.mark.parametrize("noise", parameter_noise.NOISES)
+def test_runs_with_every_check_of_jax_switched_on(noise, dtype):
+    params = {"w": jnp.zeros([3, 2], dtype).at[0].set(1), "n": np.int32(1), "x": 1.5}
+    with (
+        jax.debug_nans(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        curve = parameter_robustness(
+            lambda p: jnp.sum(jnp.abs(p["w"])), params, KEY, [0.0, 0.5], noise, draws=2
+        )
+    assert np.all(np.isfinite(curve.upper))
+
+
 @pytest.mark.parametrize(
-    ("arguments", "name"),
-    [({"noise": "uniform"}, "noise"), ({"draws": 1}, "draws"), ({"scales": 0.1}, "scales")],
+    ("arguments", "message"),
+    [
+        ({"noise": "uniform"}, "`noise`"),
+        ({"draws": 1}, "`draws`"),
+        ({"scales": 0.1}, "`scales`"),
+        ({"scales": [0.1, -0.2]}, r"`scales` must be finite and at least 0, got \[0.1, -0.2\]"),
+        ({"scales": [np.nan]}, "`scales`"),
+        ({"scales": [0.0, np.inf]}, "`scales`"),
+        ({"metric_fn": jnp.exp}, "`metric_fn` must return a real scalar"),
+        ({"metric_fn": lambda w: jnp.sum(w) * 1j}, "`metric_fn` must return a real scalar"),
+    ],
 )
-def test_bad_arguments_are_named(arguments, name):
-    with pytest.raises(ValueError, match=f"parameter_robustness: `{name}`"):
-        parameter_robustness(jnp.sum, jnp.ones(2), KEY, **{"scales": [0.1], **arguments})
+def test_bad_arguments_are_named(arguments, message):
+    arguments = {
+        "metric_fn": jnp.sum,
+        "params": jnp.ones(2),
+        "key": KEY,
+        "scales": [0.1],
+        **arguments,
+    }
+    for run in (lambda w: w, jax.jit(lambda w: parameter_robustness(**{**arguments, "params": w}))):
+        with pytest.raises(ValueError, match=f"parameter_robustness: {message}"):
+            parameter_robustness(**{**arguments, "params": run(jnp.ones(2))})
+
+
+def test_a_traced_scale_out_of_range_is_nan():
+    measure = jax.jit(lambda scales: parameter_robustness(jnp.sum, jnp.ones(2), KEY, scales).mean)
+    assert np.all(np.isfinite(measure(jnp.array([0.1, 0.2]))))
+    assert np.all(np.isnan(measure(jnp.array([0.1, -0.2]))))

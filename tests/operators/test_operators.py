@@ -7,10 +7,11 @@ import pytest
 
 import optax_igr
 import optax_igr.diagnostics
-from optax_igr.operators import leaves, norms
+from optax_igr.operators import leaves
+from optax_igr.operators import schatten as gram
 
-spectral_norm_bound = jax.jit(norms.spectral_norm_bound, static_argnums=0)
-schatten_norm = jax.jit(norms.schatten_norm, static_argnums=(0, 2))
+spectral_norm_bound = jax.jit(gram.spectral_norm_bound, static_argnums=0)
+schatten_norm = jax.jit(gram.gradient_and_norm, static_argnums=(0, 2))
 
 KERNEL = {"CIRCULAR": (3, 3), "SAME": (3, 3), "VALID": (3, 2), ((1, 0), (2, 1)): (3, 3)}
 

@@ -276,8 +276,8 @@ def test_difference_keeps_bfloat16_updates_close_to_float32():
     ("options", "message"),
     [
         ({"norm": "l2"}, "`norm` must be one of 'squared', 'plain'"),
-        ({"hvp": "exact"}, "`hvp` must be one of 'forward_over_reverse'"),
-        ({"radius": 0.1}, "`radius`.*exact"),
+        ({"hvp": "exact"}, "`hvp` must be one of 'auto'"),
+        ({"hvp": "forward_over_reverse", "radius": 0.1}, "`radius`.*exact"),
         ({"hvp": "central_difference", "radius": 0.0}, "`radius` must be .* > 0"),
         ({"coefficient": "large"}, "`coefficient` must be a real number or a schedule"),
         ({"coefficient": float("nan")}, "`coefficient`"),

@@ -104,7 +104,7 @@ def test_a_convolution_is_iterated_as_itself(padding):
     assert float(jnp.sum(kernel * updates)) == pytest.approx(value**2, rel=1e-9)
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("scale", [1e-34, 1e37])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: jnp.dtype(d).name)
 def test_any_scale_of_weights(dtype, scale):
     w = (scale * with_gap()).astype(dtype)
@@ -133,3 +133,44 @@ def test_stacks_keep_a_vector_for_each_matrix():
     _, state = repeated(transform, stack, 30)
     np.testing.assert_allclose(state.spectral_norms, [2, 6], rtol=1e-12)
     assert state.singular_vectors.shape == (2, 6)
+
+
+@pytest.mark.parametrize(
+    "decay", [optax_igr.add_spectral_decay, optax_igr.add_schatten_decay], ids=lambda f: f.__name__
+)
+def test_a_rule_on_paths_sees_the_same_paths_in_init_and_update_under_nnx(decay):
+    """NNX hands variables to `init` and their values to `update`."""
+    from flax import nnx
+
+    model = nnx.Sequential(
+        nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+    )
+    seen = set()
+
+    def operator(path, leaf):
+        seen.add(jax.tree_util.keystr(path))
+        return optax_igr.matrix_operator() if leaf.ndim == 2 else None
+
+    def only_the_first(tree):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: jax.tree_util.keystr(path).endswith("[0]['kernel']"), tree
+        )
+
+    before = jax.tree.map(jnp.copy, nnx.as_pure(nnx.state(model, nnx.Param)))
+    transforms = decay(1.0, operator=operator), decay(1.0, mask=only_the_first)
+    for transform in transforms:
+        optimizer = nnx.Optimizer(model, optax.chain(transform, optax.sgd(0.1)), wrt=nnx.Param)
+        for _ in range(2):
+            optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param)))
+    layers = ("['layers'][0]", "['layers'][2]")
+    assert seen == {f"{layer}['{name}']" for layer in layers for name in ("kernel", "bias")}
+    after = nnx.as_pure(nnx.state(model, nnx.Param))["layers"]
+    # Four steps shrank the first layer, two the other, by a tenth of the top singular value at most.
+    norms = [
+        np.linalg.norm(tree[layer]["kernel"])
+        for layer in (0, 2)
+        for tree in (before["layers"], after)
+    ]
+    assert norms[1] < norms[0]
+    assert norms[3] < norms[2]
+    np.testing.assert_array_equal(after[0]["bias"], before["layers"][0]["bias"])

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from optax_igr._core import trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.curvature.conjugate_gradient import Solution
+from optax_igr.curvature._conjugate_gradient import Solution
 
-# The damping stays within these multiples of where it started: it must not underflow to zero for ever.
+# Multiples of the first damping. Without them many good steps would make it zero, and no factor brings zero back.
 DAMPING_RANGE = (1e-8, 1e8)
 
 
@@ -40,30 +40,37 @@ def predicted_decrease(
     return norm**2 * (trees.inner_product(b, solution.x) - undamped / 2)
 
 
+def reduction_ratio(value: jax.Array, unit_value: jax.Array, predicted: jax.Array) -> jax.Array:
+    r"""Returns the ratio :math:`\rho` of actual to predicted decrease; minus infinity where it is undefined.
+
+    Args:
+      value: :math:`L(\theta)`.
+      unit_value: :math:`L(\theta - d)`.
+      predicted: the decrease that the model predicts.
+    """
+    ratio = (value - unit_value) / jnp.where(predicted == 0, 1, predicted)
+    # A state must not hold a NaN: it would end a run under `jax_debug_nans`.
+    return jnp.where(jnp.isnan(ratio), -jnp.inf, ratio)
+
+
 def adapted_damping(
     damping: jax.Array,
     first_damping: Scalar,
-    value: jax.Array,
-    stepped_value: jax.Array,
-    predicted: jax.Array,
+    ratio: jax.Array,
+    is_rounding: jax.Array,
     met_negative_curvature: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    r"""Returns the damping of the next solve, and the ratio :math:`\rho`.
+) -> jax.Array:
+    r"""Returns the damping of the next solve.
 
     Args:
       damping: :math:`\lambda` of this solve.
       first_damping: where it started.
-      value: :math:`L(\theta)`.
-      stepped_value: :math:`L(\theta - d)`.
-      predicted: the decrease that the model predicts.
-      met_negative_curvature: whether it is no model of a minimum; then :math:`\lambda` does not fall.
+      ratio: :math:`\rho` of this solve.
+      is_rounding: whether the two losses differ by rounding alone, so that the ratio says nothing.
+      met_negative_curvature: whether the model has no minimum; then :math:`\lambda` does not fall.
     """
-    actual = value - stepped_value
-    ratio = actual / jnp.where(predicted == 0, 1, predicted)
-    # Below this the two losses differ by rounding alone, and the ratio says nothing.
-    rounding = 10 * jnp.finfo(predicted.dtype).eps * jnp.abs(value)
     grow = jnp.where(ratio >= 0.25, 1.0, 1.5)
     factor = jnp.where((ratio > 0.75) & ~met_negative_curvature, 2 / 3, grow)
-    adapted = damping * jnp.where(jnp.abs(predicted) <= rounding, 1.0, factor)
-    least, largest = (bound * first_damping for bound in DAMPING_RANGE)
-    return jnp.clip(adapted, least, largest).astype(jnp.float32), ratio
+    adapted = damping * jnp.where(is_rounding, 1.0, factor).astype(damping.dtype)
+    least, largest = (jnp.asarray(bound * first_damping, damping.dtype) for bound in DAMPING_RANGE)
+    return jnp.clip(adapted, least, largest)

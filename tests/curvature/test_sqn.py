@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optax_igr
-from optax_igr.curvature.stochastic_lbfgs import mean_with
+from optax_igr.curvature.sqn import mean_with
 from tests.curvature import dense
 
 NUM_SAMPLES, SIZE = 60, 6
@@ -102,7 +102,7 @@ def test_every_damped_step_is_that_of_powell():
 
 
 def test_the_first_pair_is_made_at_2L_and_used_from_2L_plus_1():
-    optimizer = optax_igr.scale_by_stochastic_lbfgs(pair_interval=INTERVAL)
+    optimizer = optax_igr.scale_by_sqn(pair_interval=INTERVAL)
     matrix = jnp.asarray(dense.spd(SIZE, 5.0))
     evaluated = []
 
@@ -191,7 +191,7 @@ def test_the_pairs_of_a_quadratic_are_exact():
     def value_fn(p):
         return p @ matrix @ p / 2
 
-    optimizer = optax_igr.scale_by_stochastic_lbfgs(memory_size=4, pair_interval=2)
+    optimizer = optax_igr.scale_by_sqn(memory_size=4, pair_interval=2)
 
     def step(carry, _):
         params, state = carry
@@ -219,7 +219,7 @@ def test_negative_curvature_is_rejected_and_directions_still_descend():
     def value_fn(p):
         return p @ matrix @ p / 2 + jnp.sum(p**4) / 40
 
-    optimizer = optax_igr.scale_by_stochastic_lbfgs(memory_size=3, pair_interval=2)
+    optimizer = optax_igr.scale_by_sqn(memory_size=3, pair_interval=2)
 
     def step(carry, _):
         params, state = carry

@@ -27,11 +27,12 @@ from jax.typing import ArrayLike
 
 from optax_igr._core import derivatives, extra_args, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.curvature import lbfgs_memory
-from optax_igr.curvature.lbfgs_memory import LBFGSMemory, MemoryOptions
+from optax_igr.curvature import _lbfgs_memory, _lbfgs_push
+from optax_igr.curvature._lbfgs_memory import Form, LBFGSMemory
+from optax_igr.curvature._lbfgs_push import MemoryOptions
 
 
-class StochasticLBFGSState(NamedTuple):
+class SQNState(NamedTuple):
     """The averages that the next pair is made of, and the pairs.
 
     Attributes:
@@ -47,7 +48,7 @@ class StochasticLBFGSState(NamedTuple):
     memory: LBFGSMemory
 
 
-def scale_by_stochastic_lbfgs(
+def scale_by_sqn(
     *,
     memory_size: int = 10,
     pair_interval: int = 10,
@@ -55,7 +56,7 @@ def scale_by_stochastic_lbfgs(
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
-    form: str = "two_loop",
+    form: Form = "two_loop",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies by an inverse Hessian learnt from Hessian-vector products at averaged iterates.
 
@@ -90,7 +91,7 @@ def scale_by_stochastic_lbfgs(
       >>> import jax, jax.numpy as jnp, optax, optax_igr
       >>> value_fn = lambda p: jnp.sum(jnp.array([1.0, 10.0]) * p**2) / 2
       >>> optimizer = optax.chain(
-      ...     optax_igr.scale_by_stochastic_lbfgs(pair_interval=1), optax.scale_by_learning_rate(0.1))
+      ...     optax_igr.scale_by_sqn(pair_interval=1), optax.scale_by_learning_rate(0.1))
       >>> params = jnp.ones(2)
       >>> state = optimizer.init(params)
       >>> for _ in range(20):
@@ -105,7 +106,7 @@ def scale_by_stochastic_lbfgs(
       <https://arxiv.org/abs/1401.7020>`_, 2016
     """
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
-    return stochastic_lbfgs("scale_by_stochastic_lbfgs", pair_interval, hvp, options)
+    return sqn_direction("scale_by_sqn", pair_interval, hvp, options)
 
 
 def sqn(
@@ -117,7 +118,7 @@ def sqn(
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
-    form: str = "two_loop",
+    form: Form = "two_loop",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Descends by the stochastic quasi-Newton method.
 
@@ -128,7 +129,7 @@ def sqn(
 
     Args:
       learning_rate: :math:`\gamma`, a number or a schedule.
-      memory_size: as in :func:`optax_igr.scale_by_stochastic_lbfgs`, and so are the others.
+      memory_size: as in :func:`optax_igr.scale_by_sqn`, and so are the others.
       pair_interval: L, the number of steps between two pairs.
       hvp: how the Hessian-vector product is computed.
       min_cosine: the guard of the pairs.
@@ -165,15 +166,15 @@ def sqn(
     """
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
     return optax.chain(
-        stochastic_lbfgs("sqn", pair_interval, hvp, options),
+        sqn_direction("sqn", pair_interval, hvp, options),
         optax.scale_by_learning_rate(learning_rate),
     )
 
 
-def stochastic_lbfgs(
+def sqn_direction(
     transform: str, pair_interval: int, hvp: str, options: MemoryOptions
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes the transform of :func:`scale_by_stochastic_lbfgs` under the public name `transform`."""
+    """Makes the transform of :func:`scale_by_sqn` under the public name `transform`."""
     options.check(transform)
     hyperparameters.check_positive_integer(transform, "pair_interval", pair_interval)
     hyperparameters.check_choice(transform, "hvp", hvp, derivatives.EXACT_MODES)
@@ -182,19 +183,19 @@ def stochastic_lbfgs(
         def mean():
             return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=trees.widened(p.dtype)), params)
 
-        memory = lbfgs_memory.init(params, options.memory_size, options.history_dtype)
-        return StochasticLBFGSState(jnp.zeros([], jnp.int32), mean(), mean(), memory)
+        memory = _lbfgs_memory.init(params, options.memory_size, options.history_dtype)
+        return SQNState(jnp.zeros([], jnp.int32), mean(), mean(), memory)
 
     def update(updates, state, params: Any = None, *, curvature_value_fn: Any = None, **unused):
         del unused
         extra_args.require(transform, params=params, curvature_value_fn=curvature_value_fn)
         trees.check_like(transform, params, updates=updates)
         trees.check_state_like(transform, params, mean_params=state.mean_params)
-        direction, slot = lbfgs_memory.apply_and_next_slot(state.memory, updates, options.form)
+        direction, slot = _lbfgs_memory.apply_and_next_slot(state.memory, updates, options.form)
         in_block = state.count % pair_interval
         mean = mean_with(state.mean_params, params, in_block)
         is_last = in_block == pair_interval - 1
-        memory = lbfgs_memory.push_if(
+        memory = _lbfgs_push.push_if(
             is_last & (state.count >= pair_interval),
             state.memory,
             lambda: averaged_pair(curvature_value_fn, mean, state.last_mean_params, params, hvp),
@@ -205,7 +206,7 @@ def stochastic_lbfgs(
         last_mean = jax.tree.map(
             lambda new, old: jnp.where(is_last, new, old), mean, state.last_mean_params
         )
-        return trees.cast_like(direction, params), StochasticLBFGSState(
+        return trees.cast_like(direction, params), SQNState(
             optax.safe_increment(state.count), mean, last_mean, memory
         )
 

@@ -1,32 +1,23 @@
-r"""The memory of L-BFGS: pairs in a ring buffer, and the matrices that they define.
+r"""Which pairs enter the memory of L-BFGS: the guard, Powell's damping, and when the memory is dropped.
 
-A pair is a step :math:`s` and the change :math:`y` of a gradient along it. From the last M pairs and
-:math:`H_0 = \gamma I` with :math:`\gamma = s^\top y / y^\top y` of the newest one,
-
-.. math::
-  H \leftarrow (I - \rho s y^\top) H (I - \rho y s^\top) + \rho s s^\top, \qquad \rho = 1 / y^\top s,
-
-oldest pair first, stands for the inverse of the Hessian. Where the pairs come from is for others to know: the memory
-takes them (`push`), and multiplies by H (`apply`) and by its inverse B (`apply_inverse`).
-
-A pair is accepted if both it and its products are finite and
+A pair is accepted if it is finite, if
 
 .. math:: s^\top y > \cos_{min} \|s\| \|y\|,
 
-which no scaling of the loss or of the parameters changes; then H is positive definite, and :math:`-Hg` descends.
-A rejected pair is counted and leaves everything else as it was, bit for bit.
+and if its size, an average of the curvatures that it has met, is within a factor of :math:`R = 10^6` of that of the
+newest pair :math:`(s', y')`:
 
-Beside the pairs the memory keeps their inner products, so that `apply` has two forms: the two-loop recursion, 2M
-inner products one after the other, and the Gram form, whose 2M inner products are independent (on a mesh: one
-reduction instead of 2M) and which solves two triangular systems of size M. For P parameters both read the memory twice,
-4MP numbers; a `push` reads it once. The memory itself is 2MP numbers.
+.. math:: \frac{1}{R} \le \frac{\|y\|}{\|s\|} \Big/ \frac{\|y'\|}{\|s'\|} \le R .
 
-References:
-  Nocedal, `Updating Quasi-Newton Matrices with Limited Storage <https://doi.org/10.2307/2006193>`_, 1980
-  Byrd, Nocedal, Schnabel, `Representations of quasi-Newton matrices and their use in limited memory methods
-  <https://doi.org/10.1007/BF01582063>`_, 1994
-  Chen, Wang, Zhou, `Large-scale L-BFGS using MapReduce
-  <https://papers.nips.cc/paper/2014/hash/e49b8b4053df9505e1f48c3a701c0682-Abstract.html>`_, 2014
+The first condition keeps H positive definite, so that :math:`-Hg` descends. No scaling of the loss or of the parameters
+changes it. The second one rejects the pair of a step at which the loss was far out of scale.
+
+A rejected pair is counted and changes no pair. After ten rejections in a row the pairs are dropped, because they may be
+what causes the rejections: if H is far too small, the parameters do not move, every step is zero, and every pair is
+rejected. Then :math:`H = \min(\gamma, 1) I`, and each further rejection multiplies it by 10, up to I, until a pair is
+accepted.
+
+A push reads the memory once.
 """
 
 from collections.abc import Callable
@@ -38,13 +29,14 @@ import jax.numpy as jnp
 
 from optax_igr._core import hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.curvature import pair_ring
-from optax_igr.curvature.bfgs_products import FORMS as FORMS
-from optax_igr.curvature.bfgs_products import apply as apply
-from optax_igr.curvature.bfgs_products import apply_and_next_slot as apply_and_next_slot
-from optax_igr.curvature.bfgs_products import apply_inverse as apply_inverse
-from optax_igr.curvature.pair_ring import LBFGSMemory as LBFGSMemory
-from optax_igr.curvature.pair_ring import init as init
+from optax_igr.curvature import _lbfgs_memory
+from optax_igr.curvature._lbfgs_memory import FORMS, Form, LBFGSMemory
+
+# A float32 computation resolves condition numbers up to about 1e7; a larger jump is not curvature.
+MAX_SIZE_RATIO = 1e6
+MAX_REJECTIONS_IN_A_ROW = 10
+# A converged run rejects pairs too, as its steps are zero. There a jump of H to I would throw the parameters away.
+REGROWTH = 10.0
 
 
 class MemoryOptions(NamedTuple):
@@ -54,7 +46,7 @@ class MemoryOptions(NamedTuple):
     min_cosine: Scalar = 1e-4
     powell_damping: Scalar | None = None
     history_dtype: Any = None
-    form: str = "two_loop"
+    form: Form = "two_loop"
 
     def check(self, transform: str) -> None:
         """Raises a `ValueError` that names the option and what was expected."""
@@ -86,8 +78,8 @@ def push(
       step: s, a tree like the parameters.
       gradient_change: y, likewise.
       min_cosine: the least cosine of the angle between s and y.
-      powell_damping: c, see :func:`damped_gradient_change`; None damps nothing. The first pair, which meets no B
-        yet, is never damped.
+      powell_damping: c, see :func:`damped_gradient_change`; None damps nothing. A pair that meets an empty memory, and
+        so no B, is never damped.
 
     Returns:
       The memory with the pair, or the same memory with one more rejection.
@@ -118,26 +110,25 @@ def push_if(
       make_pair: returns s and y.
       min_cosine: as in :func:`push`.
       powell_damping: as in :func:`push`.
-      slot: that of :func:`apply_and_next_slot`, where the memory is multiplied by before the pair is pushed: then the
-        histories are written in place after they have been read.
+      slot: that of `_lbfgs_memory.apply_and_next_slot`, where the memory is multiplied by before the pair is pushed.
+        The histories are then written in place, after they have been read.
     """
 
     def offered():
         return _entry(memory, *make_pair(), min_cosine, powell_damping)
 
     def none():
-        counts = jnp.zeros([], bool), jnp.zeros([], bool)
-        return (*pair_ring.oldest_pair(memory), memory.products, *counts)
+        flags = jnp.zeros([], bool), jnp.zeros([], bool)
+        return (*_lbfgs_memory.oldest_pair(memory), memory.products, *flags)
 
     # What leaves the branch is what a pair changes, not the histories: those would be copied, in either branch.
     step, change, products, accepted, rejected = jax.lax.cond(condition, offered, none)
-    slot = pair_ring.next_slot(memory) if slot is None else slot
+    slot = _lbfgs_memory.next_slot(memory) if slot is None else slot
     return LBFGSMemory(
-        steps=pair_ring.with_slot(memory.steps, step, slot),
-        gradient_changes=pair_ring.with_slot(memory.gradient_changes, change, slot),
+        steps=_with_slot(memory.steps, step, slot),
+        gradient_changes=_with_slot(memory.gradient_changes, change, slot),
         products=products,
-        pair_count=memory.pair_count + accepted.astype(jnp.int32),
-        rejected_count=memory.rejected_count + rejected.astype(jnp.int32),
+        **_counted(memory, accepted, rejected),
     )
 
 
@@ -176,30 +167,32 @@ def damped_gradient_change(
 
 def _entry(memory, step, gradient_change, min_cosine, powell_damping):
     """Returns what the oldest slot and the products become, and whether the pair is accepted or rejected."""
+    is_empty = memory.held_count == 0
     if powell_damping is not None:
-        curved = apply_inverse(memory, step)
+        curved = _lbfgs_memory.apply_inverse(memory, step)
         damped = damped_gradient_change(step, gradient_change, curved, powell_damping)
-        gradient_change = _where(memory.pair_count > 0, damped, trees.widen(gradient_change))
+        gradient_change = _where(is_empty, trees.widen(gradient_change), damped)
     # What is judged, and what the products are made of, is the pair as it is stored.
-    step = pair_ring.cast_to_history(step, memory.steps)
-    gradient_change = pair_ring.cast_to_history(gradient_change, memory.gradient_changes)
+    step = _cast_to_history(step, memory.steps)
+    gradient_change = _cast_to_history(gradient_change, memory.gradient_changes)
     squared_step, curvature, squared_change = (
         trees.inner_product(*pair).astype(memory.products.dtype)
         for pair in ((step, step), (step, gradient_change), (gradient_change, gradient_change))
     )
     accepted = _is_acceptable(squared_step, curvature, squared_change, min_cosine)
+    accepted &= is_empty | _is_in_scale(memory, squared_step, squared_change)
 
-    slot = pair_ring.next_slot(memory)
-    other = pair_ring.num_slots(memory) + slot
+    slot = _lbfgs_memory.next_slot(memory)
+    other = _lbfgs_memory.num_slots(memory) + slot
     products = memory.products
     for index, vector, with_step, with_change in (
         (slot, step, squared_step, curvature),
         (other, gradient_change, curvature, squared_change),
     ):
-        row = pair_ring.products_with(memory, vector)
+        row = _lbfgs_memory.products_with(memory, vector)
         row = row.at[slot].set(with_step).at[other].set(with_change)
         products = products.at[index, :].set(row).at[:, index].set(row)
-    old_step, old_change = pair_ring.oldest_pair(memory)
+    old_step, old_change = _lbfgs_memory.oldest_pair(memory)
     return (
         _where(accepted, step, old_step),
         _where(accepted, gradient_change, old_change),
@@ -214,6 +207,50 @@ def _is_acceptable(squared_step, curvature, squared_change, min_cosine):
     numbers = jnp.stack([squared_step, curvature, squared_change, 1 / safe, squared_change / safe])
     is_positive = curvature > min_cosine * jnp.sqrt(squared_step) * jnp.sqrt(squared_change)
     return is_positive & jnp.all(jnp.isfinite(numbers)) & (squared_change > 0)
+
+
+def _is_in_scale(memory, squared_step, squared_change):
+    """Says whether |y|/|s| of a pair is within a factor of that of the newest pair."""
+    newest = (memory.pair_count - 1) % _lbfgs_memory.num_slots(memory)
+    squares = jnp.diagonal(memory.products)
+    last_step, last_change = squares[newest], squares[_lbfgs_memory.num_slots(memory) + newest]
+    # Roots before products: a fourth power would overflow in float32.
+    found = jnp.sqrt(squared_change) * jnp.sqrt(last_step)
+    expected = jnp.sqrt(squared_step) * jnp.sqrt(last_change)
+    return (found <= MAX_SIZE_RATIO * expected) & (expected <= MAX_SIZE_RATIO * found)
+
+
+def _counted(memory, accepted, rejected):
+    """Returns the counts and the scale of H after a pair was accepted, rejected, or neither."""
+    was_empty = memory.held_count == 0
+    in_a_row = jnp.where(accepted, 0, memory.rejected_in_a_row + rejected.astype(jnp.int32))
+    dropped = ~was_empty & (in_a_row >= MAX_REJECTIONS_IN_A_ROW)
+    held = jnp.minimum(
+        memory.held_count + accepted.astype(jnp.int32), _lbfgs_memory.num_slots(memory)
+    )
+    grown = memory.empty_scale * jnp.where(was_empty & rejected, REGROWTH, 1.0)
+    empty_scale = jnp.where(
+        dropped, _lbfgs_memory.initial_scale(memory), grown.astype(memory.empty_scale.dtype)
+    )
+    return {
+        "pair_count": memory.pair_count + accepted.astype(jnp.int32),
+        "held_count": jnp.where(dropped, 0, held),
+        "rejected_count": memory.rejected_count + rejected.astype(jnp.int32),
+        "rejected_in_a_row": jnp.where(dropped, 0, in_a_row),
+        "dropped_count": memory.dropped_count + dropped.astype(jnp.int32),
+        # I is where a run starts, so its learning rate suits it.
+        "empty_scale": jnp.minimum(empty_scale, 1),
+    }
+
+
+def _with_slot(history, tree, slot):
+    return jax.tree.map(
+        lambda h, x: jax.lax.dynamic_update_index_in_dim(h, x, slot, axis=0), history, tree
+    )
+
+
+def _cast_to_history(tree, history):
+    return jax.tree.map(lambda x, h: x.astype(h.dtype), tree, history)
 
 
 def _where(condition, x, y):
