@@ -174,3 +174,31 @@ def test_no_step_of_an_eager_update_is_nan(entry, factor):
             arguments = problem.extra_arguments(entry.needs)
             updates, state = optimizer.update(gradient, state, params, **arguments)
     assert_finite((updates, state))
+
+
+@every_transform
+def test_an_eager_step_compiles_nothing_that_the_one_before_did_not(entry):
+    """Each step brings a new `value_fn`. A branch or a loop over it would compile anew, at seconds a step."""
+    optimizer = entry.optimizer()
+    params = params_of(entry, SHAPES_WITHOUT_SCALAR)
+    state = optimizer.init(params)
+    compiled = []
+
+    def count(event, duration, **unused):
+        del duration, unused
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for step in range(7):
+            # Past the first steps, at which some transforms measure, move an anchor or make a pair.
+            before = len(compiled)
+            problem = problems.coupled(params)
+            arguments = problem.extra_arguments(entry.needs)
+            gradient = problem.gradient(params)
+            updates, state = optimizer.update(gradient, state, params, **arguments)
+            params = optax.apply_updates(params, updates)
+        assert len(compiled) == before, f"step {step} compiled {len(compiled) - before} programs"
+    finally:
+        jax.monitoring.clear_event_listeners()

@@ -39,6 +39,7 @@ def transform(
     *,
     needs: Sequence[str] = (),
     state_like_params: Sequence[str] = (),
+    wider_updates: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes a gradient transformation that checks and prepares what its `update` is given.
 
@@ -50,6 +51,7 @@ def transform(
         does not know. A wrapper hands them all on to the optimizer inside.
       needs: what a call must hold: `params` and names of `extra_args.MEANINGS`.
       state_like_params: the fields of the state that are trees like the parameters.
+      wider_updates: whether updates of a wider dtype than their parameter's are welcome.
 
     Returns:
       The transformation.
@@ -94,6 +96,8 @@ def transform(
         if takes_gradient:
             grad = extra.get("grad")
             extra["gradient"] = checked["grad"] = updates if grad is None else grad
+        if wider_updates:
+            checked["updates"] = trees.narrowed_like(updates, reference)
         trees.check_like(name, reference, **checked)
         trees.check_state_like(
             name, reference, **{field: getattr(state, field) for field in state_like_params}

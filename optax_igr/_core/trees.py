@@ -156,10 +156,12 @@ def squared_norm(x: Tree) -> jax.Array:
 
 def unit(x: Tree) -> tuple[Tree, jax.Array]:
     r"""Returns :math:`x / \|x\|` in float32 or wider, and :math:`\|x\|`; zero for a zero tree."""
-    norm = jnp.sqrt(squared_norm(x))
-    # Dividing by one where the norm is zero keeps a zero gradient a zero, where 0/0 is NaN.
-    safe = jnp.where(norm > 0, norm, 1)
-    return scale(1 / safe, widen(x)), norm
+    squared = squared_norm(x)
+    # One in the place of zero keeps a zero gradient a zero, where 0/0 is NaN. It comes before the root, whose
+    # derivative at zero is infinite: 0 times that would be NaN too.
+    is_zero = squared == 0
+    root = jnp.sqrt(jnp.where(is_zero, 1, squared))
+    return scale(1 / root, widen(x)), jnp.where(is_zero, 0, root)
 
 
 def scale(factor: ArrayLike, tree: Tree) -> Tree:
@@ -252,6 +254,17 @@ def part_of(tree: Tree, selected: Tree) -> Tree:
     return jax.tree.map(
         lambda s, x: None if s is None else x, selected, tree, is_leaf=lambda x: x is None
     )
+
+
+def narrowed_like(tree: Tree, reference: Tree) -> Tree:
+    """Gives every leaf that is wider than its counterpart the dtype of that, for :func:`check_like`."""
+
+    def dtype(x, r):
+        return r.dtype if widest(x.dtype, r.dtype) == x.dtype else x.dtype
+
+    if jax.tree.structure(tree) != jax.tree.structure(reference):
+        return tree
+    return jax.tree.map(lambda x, r: jax.ShapeDtypeStruct(x.shape, dtype(x, r)), tree, reference)
 
 
 def check_like(transform: str, params: Any, **trees: Any) -> None:

@@ -21,6 +21,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from optax_igr._core import control_flow
+
 SUFFICIENT_DECREASE = 1e-4
 SHRINKAGE = (0.1, 0.5)
 
@@ -60,7 +62,7 @@ def good_fraction(
     one, nothing = jnp.ones_like(slope), jnp.zeros_like(slope)
     is_doubtful = jnp.isfinite(value) & ~is_good(one, unit_value, nothing)
     # Most updates are the gradient of the loss, and most steps are good: the gradient of the loss is rarely needed.
-    rest = jax.lax.cond(is_doubtful, lambda: slope - loss_slope(), lambda: nothing)
+    rest = control_flow.cond(is_doubtful, lambda: slope - loss_slope(), lambda: nothing)
 
     def is_bad(carry):
         alpha, stepped, steps = carry
@@ -76,5 +78,5 @@ def good_fraction(
         return alpha, value_along(alpha), steps + 1
 
     carry = (one, unit_value, jnp.zeros([], jnp.int32))
-    alpha, stepped, _ = jax.lax.while_loop(is_bad, shorten, carry)
+    alpha, stepped, _ = control_flow.while_loop(is_bad, shorten, carry)
     return jnp.where(is_doubtful & ~is_good(alpha, stepped, rest), 0, alpha)

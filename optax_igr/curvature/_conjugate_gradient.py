@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import derivatives, trees
+from optax_igr._core import control_flow, derivatives, trees
 from optax_igr._core.hyperparameters import Scalar
 
 
@@ -88,5 +88,5 @@ def truncated_cg(
 
     vectors = (x, residual, residual, trees.squared_norm(residual))
     carry = (vectors, jnp.zeros([], jnp.int32), jnp.zeros([], bool))
-    vectors, steps, met_negative = jax.lax.while_loop(is_unfinished, step, carry)
+    vectors, steps, met_negative = control_flow.while_loop(is_unfinished, step, carry)
     return Solution(vectors[0], vectors[1], num_products + steps, met_negative)

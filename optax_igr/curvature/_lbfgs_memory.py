@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from optax_igr._core import trees
+from optax_igr._core import control_flow, trees
 
 Form = Literal["two_loop", "gram"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -76,7 +76,7 @@ def init(params: chex.ArrayTree, memory_size: int, history_dtype: Any = None) ->
         return jnp.zeros([], jnp.int32)
 
     widest = [jnp.finfo(trees.widened(p.dtype)).dtype for p in jax.tree.leaves(params)]
-    dtype = jnp.result_type(jnp.float32, *widest)
+    dtype = trees.widest(jnp.float32, *widest)
     return LBFGSMemory(
         steps=history(),
         gradient_changes=history(),
@@ -192,7 +192,7 @@ def products_with(memory: LBFGSMemory, vector: chex.ArrayTree) -> jax.Array:
     """Returns the inner products of [S; Y] with a vector, [2M]."""
 
     def leaf(history, v):
-        dtype = jnp.promote_types(trees.widened(history.dtype), trees.widened(v.dtype))
+        dtype = trees.widest(trees.widened(history.dtype), trees.widened(v.dtype))
         entries = jnp.real(history.astype(dtype).conj() * v.astype(dtype)[None])
         return jnp.sum(entries, axis=range(1, entries.ndim)).astype(memory.products.dtype)
 
@@ -225,10 +225,10 @@ def _two_loop(memory, vector):
         vector = _add_scaled(vector, alpha - beta, step)
         return (vector, slot_after(memory, slot)), None
 
-    vector, alphas = jax.lax.scan(to_older, vector, (order, inverse_curvatures))
+    vector, alphas = control_flow.scan(to_older, vector, (order, inverse_curvatures))
     vector = trees.scale(initial_scale(memory), vector)
     pairs = (inverse_curvatures, alphas)
-    return jax.lax.scan(to_newer, (vector, order[-1]), pairs, reverse=True)[0]
+    return control_flow.scan(to_newer, (vector, order[-1]), pairs, reverse=True)[0]
 
 
 def _gram(memory, vector):
@@ -258,7 +258,7 @@ def _gram(memory, vector):
         return (vector, slot_after(memory, slot)), None
 
     start = (trees.scale(gamma, vector), order[-1])
-    return jax.lax.scan(to_newer, start, (deltas, -gamma * alphas), reverse=True)[0]
+    return control_flow.scan(to_newer, start, (deltas, -gamma * alphas), reverse=True)[0]
 
 
 def _add_scaled(vector, factor, history):
@@ -286,7 +286,7 @@ def _combine(memory, coefficients, vector):
 def _slots(leaf, memory_size, dtype):
     dtype = trees.widened(leaf.dtype) if dtype is None else dtype
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        dtype = jnp.promote_types(dtype, jnp.complex64)
+        dtype = trees.widest(dtype, jnp.complex64)
     # From the leaf itself, so that every slot is sharded as the leaf is.
     zeros = jnp.zeros_like(leaf, dtype=dtype)
     return jnp.broadcast_to(zeros[None], (memory_size, *zeros.shape))

@@ -27,7 +27,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import control_flow, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.curvature import _lbfgs_memory
 from optax_igr.curvature._lbfgs_memory import FORMS, Form, LBFGSMemory
@@ -122,7 +122,7 @@ def push_if(
         return (*_lbfgs_memory.oldest_pair(memory), memory.products, *flags)
 
     # What leaves the branch is what a pair changes, not the histories: those would be copied, in either branch.
-    step, change, products, accepted, rejected = jax.lax.cond(condition, offered, none)
+    step, change, products, accepted, rejected = control_flow.cond(condition, offered, none)
     slot = _lbfgs_memory.next_slot(memory) if slot is None else slot
     return LBFGSMemory(
         steps=_with_slot(memory.steps, step, slot),

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, trees
+from optax_igr._core import derivatives, trees
 from optax_igr._core.hyperparameters import Scalar
+from optax_igr._core.transform import scale_by_learning_rate, transform
 from optax_igr.curvature import _lbfgs_memory, _lbfgs_push
 from optax_igr.curvature._lbfgs_memory import Form, LBFGSMemory
 from optax_igr.curvature._lbfgs_push import MemoryOptions
@@ -102,35 +103,7 @@ def scale_by_multibatch_lbfgs(
       <https://arxiv.org/abs/1605.06049>`_, 2016
     """
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
-    name = "scale_by_multibatch_lbfgs"
-    options.check(name)
-
-    def init(params):
-        return MultibatchLBFGSState(
-            count=jnp.zeros([], jnp.int32),
-            last_params=jax.tree.map(jnp.zeros_like, params),
-            memory=_lbfgs_memory.init(params, memory_size, history_dtype),
-        )
-
-    def update(updates, state, params: Any = None, *, overlap_value_fn: Any = None, **unused):
-        del unused
-        extra_args.require(name, params=params, overlap_value_fn=overlap_value_fn)
-        trees.check_like(name, params, updates=updates)
-        trees.check_like(name, params, **{"last_params of the state": state.last_params})
-        memory = _lbfgs_push.push_if(
-            state.count > 0,
-            state.memory,
-            lambda: overlap_pair(overlap_value_fn, params, state.last_params),
-            min_cosine=min_cosine,
-            powell_damping=powell_damping,
-        )
-        direction = _lbfgs_memory.apply(memory, updates, form)
-        # A copy: the next update must find these parameters though the loop donates them.
-        last_params = jax.tree.map(jnp.copy, params)
-        count = optax.safe_increment(state.count)
-        return trees.cast_like(direction, params), MultibatchLBFGSState(count, last_params, memory)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return multibatch_direction("scale_by_multibatch_lbfgs", options)
 
 
 def multibatch_lbfgs(
@@ -181,14 +154,48 @@ def multibatch_lbfgs(
       Berahas, Nocedal, Takáč, `A Multi-Batch L-BFGS Method for Machine Learning
       <https://arxiv.org/abs/1605.06049>`_, 2016
     """
-    direction = scale_by_multibatch_lbfgs(
-        memory_size=memory_size,
-        min_cosine=min_cosine,
-        powell_damping=powell_damping,
-        history_dtype=history_dtype,
-        form=form,
+    options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
+    return optax.chain(
+        multibatch_direction("multibatch_lbfgs", options),
+        scale_by_learning_rate("multibatch_lbfgs", learning_rate),
     )
-    return optax.chain(direction, optax.scale_by_learning_rate(learning_rate))
+
+
+def multibatch_direction(
+    name: str, options: MemoryOptions
+) -> optax.GradientTransformationExtraArgs:
+    """Makes the transform of :func:`scale_by_multibatch_lbfgs` under the public name `name`."""
+    options.check(name)
+
+    def init(params):
+        return MultibatchLBFGSState(
+            count=jnp.zeros([], jnp.int32),
+            last_params=jax.tree.map(jnp.zeros_like, params),
+            memory=_lbfgs_memory.init(params, options.memory_size, options.history_dtype),
+        )
+
+    def update(updates, state, params, *, overlap_value_fn, **unused):
+        del unused
+        memory = _lbfgs_push.push_if(
+            state.count > 0,
+            state.memory,
+            lambda: overlap_pair(overlap_value_fn, params, state.last_params),
+            min_cosine=options.min_cosine,
+            powell_damping=options.powell_damping,
+        )
+        direction = _lbfgs_memory.apply(memory, updates, options.form)
+        # A copy: the next update must find these parameters though the loop donates them.
+        last_params = jax.tree.map(jnp.copy, params)
+        count = optax.safe_increment(state.count)
+        return trees.cast_like(direction, params), MultibatchLBFGSState(count, last_params, memory)
+
+    return transform(
+        name,
+        init,
+        update,
+        needs=("params", "overlap_value_fn"),
+        state_like_params=("last_params",),
+    )
 
 
 def overlap_pair(

@@ -15,7 +15,7 @@ References:
   Martens, `Deep learning via Hessian-free optimization <https://icml.cc/Conferences/2010/papers/458.pdf>`_, 2010
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import chex
 import jax
@@ -23,12 +23,14 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import derivatives, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
+from optax_igr._core.transform import scale_by_learning_rate, transform
 from optax_igr.curvature import _backtracking, _levenberg_marquardt
 from optax_igr.curvature._conjugate_gradient import truncated_cg
 
-CURVATURES = ("hessian", "gauss_newton")
+Curvature = Literal["hessian", "gauss_newton"]
+CURVATURES: tuple[Curvature, ...] = get_args(Curvature)
 
 
 class NewtonCGState(NamedTuple):
@@ -58,7 +60,7 @@ def scale_by_newton_cg(
     damping: Scalar = 1e-3,
     max_steps: int = 20,
     tolerance: optax.ScalarOrSchedule = 1e-2,
-    curvature: str = "hessian",
+    curvature: Curvature = "hessian",
     hvp: str = "forward_over_reverse",
     warm_start: bool = True,
     max_backtracking_steps: int = 10,
@@ -108,102 +110,16 @@ def scale_by_newton_cg(
     References:
       Martens, `Deep learning via Hessian-free optimization <https://icml.cc/Conferences/2010/papers/458.pdf>`_, 2010
     """
-    name = "scale_by_newton_cg"
-    hyperparameters.check_scalar(name, "damping", damping, at_least=0)
-    hyperparameters.check_positive_integer(name, "max_steps", max_steps)
-    hyperparameters.check_scalar_or_schedule(name, "tolerance", tolerance, at_least=0)
-    hyperparameters.check_choice(name, "curvature", curvature, CURVATURES)
-    hyperparameters.check_choice(name, "hvp", hvp, derivatives.EXACT_MODES)
-    hyperparameters.check_integer(
-        name, "max_backtracking_steps", max_backtracking_steps, at_least=0
+    return newton_direction(
+        "scale_by_newton_cg",
+        damping=damping,
+        max_steps=max_steps,
+        tolerance=tolerance,
+        curvature=curvature,
+        hvp=hvp,
+        warm_start=warm_start,
+        max_backtracking_steps=max_backtracking_steps,
     )
-    is_damped = not isinstance(damping, (int, float)) or damping > 0
-
-    def init(params):
-        direction = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=trees.widened(p.dtype)), params)
-        return NewtonCGState(
-            count=jnp.zeros([], jnp.int32),
-            damping=jnp.array(damping, jnp.float32),
-            direction=direction,
-            num_products=jnp.zeros([], jnp.int32),
-            met_negative_curvature=jnp.zeros([], bool),
-            reduction_ratio=jnp.ones([], jnp.float32),
-            step_fraction=jnp.ones([], jnp.float32),
-        )
-
-    def update(
-        updates,
-        state,
-        params: Any = None,
-        *,
-        value_fn: Any = None,
-        value=None,
-        curvature_value_fn: Any = None,
-        outputs_fn: Any = None,
-        output_loss_fn: Any = None,
-        **unused,
-    ):
-        del unused
-        extra_args.require(name, params=params)
-        if curvature == "gauss_newton":
-            extra_args.require(name, outputs_fn=outputs_fn, output_loss_fn=output_loss_fn)
-            product = derivatives.gauss_newton_operator(outputs_fn, output_loss_fn, params)
-            loss_fn = value_fn or (lambda p: output_loss_fn(outputs_fn(p)))
-        else:
-            extra_args.require(name, value_fn=value_fn)
-            product = derivatives.hessian_operator(curvature_value_fn or value_fn, params, mode=hvp)
-            loss_fn = value_fn
-        trees.check_like(name, params, updates=updates)
-        trees.check_state_like(name, params, direction=state.direction)
-
-        # In units of the gradient, so that the squares of a tiny one do not underflow.
-        b, norm = trees.unit(updates)
-        solution = truncated_cg(
-            lambda v: trees.add(trees.widen(product(v)), trees.scale(state.damping, v)),
-            b,
-            trees.unit(state.direction)[0] if warm_start else None,
-            max_steps=max_steps,
-            tolerance=hyperparameters.value_at(tolerance, state.count),
-        )
-        direction = _descending(trees.scale(norm, solution.x), updates)
-        new_damping, ratio, fraction = state.damping, state.reduction_ratio, state.step_fraction
-        if is_damped or max_backtracking_steps > 0:
-            predicted = _levenberg_marquardt.predicted_decrease(solution, b, state.damping, norm)
-
-            def value_along(alpha):
-                return loss_fn(_stepped(params, direction, alpha)).astype(predicted.dtype)
-
-            value = loss_fn(params) if value is None else value
-            value = jnp.asarray(value, predicted.dtype)
-            unit_value = value_along(jnp.ones([], predicted.dtype))
-            ratio = _levenberg_marquardt.reduction_ratio(value, unit_value, predicted)
-            is_rounding = jnp.abs(predicted) <= _backtracking.rounding_of(value)
-            if is_damped:
-                new_damping = _levenberg_marquardt.adapted_damping(
-                    state.damping, damping, ratio, is_rounding, solution.met_negative_curvature
-                )
-        if max_backtracking_steps > 0:
-            fraction = _backtracking.good_fraction(
-                value_along,
-                value,
-                unit_value,
-                trees.inner_product(updates, direction).astype(predicted.dtype),
-                predicted,
-                lambda: trees.inner_product(derivatives.gradient(loss_fn, params), direction),
-                max_backtracking_steps,
-            )
-        is_finite = trees.all_finite(direction)
-        return trees.cast_like(trees.scale(fraction, direction), params), NewtonCGState(
-            count=optax.safe_increment(state.count),
-            damping=new_damping,
-            direction=jax.tree.map(lambda d: jnp.where(is_finite, d, 0), direction),
-            num_products=solution.num_products,
-            met_negative_curvature=solution.met_negative_curvature,
-            reduction_ratio=ratio.astype(jnp.float32),
-            step_fraction=fraction.astype(jnp.float32),
-        )
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def newton_cg(
@@ -212,7 +128,7 @@ def newton_cg(
     damping: Scalar = 1e-3,
     max_steps: int = 20,
     tolerance: optax.ScalarOrSchedule = 1e-2,
-    curvature: str = "hessian",
+    curvature: Curvature = "hessian",
     hvp: str = "forward_over_reverse",
     warm_start: bool = True,
     max_backtracking_steps: int = 10,
@@ -254,7 +170,8 @@ def newton_cg(
     References:
       Martens, `Deep learning via Hessian-free optimization <https://icml.cc/Conferences/2010/papers/458.pdf>`_, 2010
     """
-    direction = scale_by_newton_cg(
+    direction = newton_direction(
+        "newton_cg",
         damping=damping,
         max_steps=max_steps,
         tolerance=tolerance,
@@ -263,7 +180,128 @@ def newton_cg(
         warm_start=warm_start,
         max_backtracking_steps=max_backtracking_steps,
     )
-    return optax.chain(direction, optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(direction, scale_by_learning_rate("newton_cg", learning_rate))
+
+
+def newton_direction(
+    name: str,
+    *,
+    damping: Scalar,
+    max_steps: int,
+    tolerance: optax.ScalarOrSchedule,
+    curvature: Curvature,
+    hvp: str,
+    warm_start: bool,
+    max_backtracking_steps: int,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes the transform of :func:`scale_by_newton_cg` under the public name `name`."""
+    hyperparameters.check_scalar(name, "damping", damping, at_least=0)
+    hyperparameters.check_positive_integer(name, "max_steps", max_steps)
+    tolerance = hyperparameters.checked(name, "tolerance", tolerance, at_least=0)
+    hyperparameters.check_choice(name, "curvature", curvature, CURVATURES)
+    hyperparameters.check_choice(name, "hvp", hvp, derivatives.EXACT_MODES)
+    hyperparameters.check_integer(
+        name, "max_backtracking_steps", max_backtracking_steps, at_least=0
+    )
+    # A traced damping has no value to look at, so it counts as one that may adapt.
+    is_damped = not isinstance(damping, int | float) or damping > 0
+    first_damping = hyperparameters.checked(name, "damping", damping, at_least=0)
+
+    def init(params):
+        return NewtonCGState(
+            count=jnp.zeros([], jnp.int32),
+            damping=jnp.array(first_damping, jnp.float32),
+            direction=jax.tree.map(
+                lambda p: jnp.zeros_like(p, dtype=trees.widened(p.dtype)), params
+            ),
+            num_products=jnp.zeros([], jnp.int32),
+            met_negative_curvature=jnp.zeros([], bool),
+            reduction_ratio=jnp.ones([], jnp.float32),
+            step_fraction=jnp.ones([], jnp.float32),
+        )
+
+    def update(updates, state, params, *, value=None, **functions):
+        loss_fn, product = _loss_and_product(params, curvature, hvp, **functions)
+        # In units of the gradient, so that the squares of a tiny one do not underflow.
+        b, norm = trees.unit(updates)
+        solution = truncated_cg(
+            lambda v: trees.add(trees.widen(product(v)), trees.scale(state.damping, v)),
+            b,
+            trees.unit(state.direction)[0] if warm_start else None,
+            max_steps=max_steps,
+            tolerance=hyperparameters.value_at(tolerance, state.count),
+        )
+        direction = _descending(trees.scale(norm, solution.x), updates)
+        new_damping, ratio, fraction = state.damping, state.reduction_ratio, state.step_fraction
+        if is_damped or max_backtracking_steps > 0:
+            predicted = _levenberg_marquardt.predicted_decrease(solution, b, state.damping, norm)
+
+            def value_along(alpha):
+                return loss_fn(_stepped(params, direction, alpha)).astype(predicted.dtype)
+
+            value = loss_fn(params) if value is None else value
+            value = jnp.asarray(value, predicted.dtype)
+            unit_value = value_along(jnp.ones([], predicted.dtype))
+            ratio = _levenberg_marquardt.reduction_ratio(value, unit_value, predicted)
+            is_rounding = jnp.abs(predicted) <= _backtracking.rounding_of(value)
+            if is_damped:
+                new_damping = _levenberg_marquardt.adapted_damping(
+                    state.damping,
+                    first_damping,
+                    ratio,
+                    is_rounding,
+                    solution.met_negative_curvature,
+                )
+        if max_backtracking_steps > 0:
+            fraction = _backtracking.good_fraction(
+                value_along,
+                value,
+                unit_value,
+                trees.inner_product(updates, direction).astype(predicted.dtype),
+                predicted,
+                lambda: trees.inner_product(derivatives.gradient(loss_fn, params), direction),
+                max_backtracking_steps,
+            )
+        is_finite = trees.all_finite(direction)
+        return trees.cast_like(trees.scale(fraction, direction), params), NewtonCGState(
+            count=optax.safe_increment(state.count),
+            damping=new_damping,
+            direction=jax.tree.map(lambda d: jnp.where(is_finite, d, 0), direction),
+            num_products=solution.num_products,
+            met_negative_curvature=solution.met_negative_curvature,
+            reduction_ratio=ratio.astype(jnp.float32),
+            step_fraction=fraction.astype(jnp.float32),
+        )
+
+    is_hessian = curvature == "hessian"
+    return transform(
+        name,
+        init,
+        update,
+        needs=("params", "value_fn") if is_hessian else ("params", "outputs_fn", "output_loss_fn"),
+        state_like_params=("direction",),
+    )
+
+
+def _loss_and_product(
+    params,
+    curvature,
+    hvp,
+    *,
+    value_fn=None,
+    curvature_value_fn=None,
+    outputs_fn=None,
+    output_loss_fn=None,
+    **unused,
+):
+    """Returns the loss that judges a step, and the products with its curvature."""
+    del unused
+    if curvature == "hessian":
+        return value_fn, derivatives.hessian_operator(
+            curvature_value_fn or value_fn, params, mode=hvp
+        )
+    product = derivatives.gauss_newton_operator(outputs_fn, output_loss_fn, params)
+    return value_fn or (lambda p: output_loss_fn(outputs_fn(p))), product
 
 
 def _stepped(params: Any, direction: Any, alpha: jax.Array) -> chex.ArrayTree:

@@ -10,6 +10,7 @@ from typing import Any
 import optax
 
 from optax_igr._core.hyperparameters import Scalar
+from optax_igr._core.transform import scale_by_learning_rate
 from optax_igr.curvature._lbfgs_memory import Form
 from optax_igr.curvature._lbfgs_push import MemoryOptions
 from optax_igr.curvature.sqn import sqn_direction
@@ -79,5 +80,5 @@ def slbfgs(
     return optax.chain(
         svrg_estimate("slbfgs", anchor_interval),
         sqn_direction("slbfgs", pair_interval, hvp, options),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_learning_rate("slbfgs", learning_rate),
     )

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import derivatives, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
+from optax_igr._core.transform import scale_by_learning_rate, transform
 from optax_igr.curvature import _lbfgs_memory, _lbfgs_push
 from optax_igr.curvature._lbfgs_memory import Form, LBFGSMemory
 from optax_igr.curvature._lbfgs_push import MemoryOptions
@@ -167,17 +168,17 @@ def sqn(
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
     return optax.chain(
         sqn_direction("sqn", pair_interval, hvp, options),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_learning_rate("sqn", learning_rate),
     )
 
 
 def sqn_direction(
-    transform: str, pair_interval: int, hvp: str, options: MemoryOptions
+    name: str, pair_interval: int, hvp: str, options: MemoryOptions
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes the transform of :func:`scale_by_sqn` under the public name `transform`."""
-    options.check(transform)
-    hyperparameters.check_positive_integer(transform, "pair_interval", pair_interval)
-    hyperparameters.check_choice(transform, "hvp", hvp, derivatives.EXACT_MODES)
+    """Makes the transform of :func:`scale_by_sqn` under the public name `name`."""
+    options.check(name)
+    hyperparameters.check_positive_integer(name, "pair_interval", pair_interval)
+    hyperparameters.check_choice(name, "hvp", hvp, derivatives.EXACT_MODES)
 
     def init(params):
         def mean():
@@ -186,11 +187,8 @@ def sqn_direction(
         memory = _lbfgs_memory.init(params, options.memory_size, options.history_dtype)
         return SQNState(jnp.zeros([], jnp.int32), mean(), mean(), memory)
 
-    def update(updates, state, params: Any = None, *, curvature_value_fn: Any = None, **unused):
+    def update(updates, state, params, *, curvature_value_fn, **unused):
         del unused
-        extra_args.require(transform, params=params, curvature_value_fn=curvature_value_fn)
-        trees.check_like(transform, params, updates=updates)
-        trees.check_state_like(transform, params, mean_params=state.mean_params)
         direction, slot = _lbfgs_memory.apply_and_next_slot(state.memory, updates, options.form)
         in_block = state.count % pair_interval
         mean = mean_with(state.mean_params, params, in_block)
@@ -210,15 +208,23 @@ def sqn_direction(
             optax.safe_increment(state.count), mean, last_mean, memory
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(
+        name,
+        init,
+        update,
+        needs=("params", "curvature_value_fn"),
+        state_like_params=("mean_params", "last_mean_params"),
+    )
 
 
 def mean_with(mean: chex.ArrayTree, params: Any, num_averaged: ArrayLike) -> chex.ArrayTree:
     """Returns the mean of `num_averaged` trees and one more; a block starts anew at 0."""
 
     def leaf(m, p):
-        moved = m + (p.astype(m.dtype) - m) / (num_averaged + 1)
-        return jnp.where(num_averaged == 0, p.astype(m.dtype), moved.astype(m.dtype))
+        weight = 1 / jnp.asarray(num_averaged + 1, jnp.finfo(m.dtype).dtype)
+        # A difference that is averaged keeps small steps, which a sum of L iterates would round away.
+        moved = m + weight * (p.astype(m.dtype) - m)
+        return jnp.where(num_averaged == 0, p.astype(m.dtype), moved)
 
     return jax.tree.map(leaf, mean, params)
 

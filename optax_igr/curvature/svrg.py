@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import control_flow, derivatives, hyperparameters, trees
+from optax_igr._core.transform import transform
 
 
 class SVRGState(NamedTuple):
@@ -97,32 +98,17 @@ def reduced_gradient(
     return trees.add(difference, trees.widen(anchor_gradient))
 
 
-def svrg_estimate(
-    transform: str, anchor_interval: int | None
-) -> optax.GradientTransformationExtraArgs:
-    """Makes the transform of :func:`svrg` under the public name `transform`."""
+def svrg_estimate(name: str, anchor_interval: int | None) -> optax.GradientTransformationExtraArgs:
+    """Makes the transform of :func:`svrg` under the public name `name`."""
     if anchor_interval is not None:
-        hyperparameters.check_positive_integer(transform, "anchor_interval", anchor_interval)
+        hyperparameters.check_positive_integer(name, "anchor_interval", anchor_interval)
 
     def init(params):
         anchor, gradient = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         return SVRGState(jnp.zeros([], jnp.int32), anchor, gradient, jnp.zeros([], bool))
 
-    def update(
-        updates,
-        state,
-        params: Any = None,
-        *,
-        value_fn: Any = None,
-        full_value_fn: Any = None,
-        **unused,
-    ):
+    def update(updates, state, params, *, value_fn, full_value_fn=None, **unused):
         del unused
-        extra_args.require(transform, params=params, value_fn=value_fn)
-        if anchor_interval is not None:
-            extra_args.require(transform, full_value_fn=full_value_fn)
-        trees.check_like(transform, params, updates=updates)
-        trees.check_like(transform, params, **{"anchor of the state": state.anchor})
 
         def moved():
             gradient = derivatives.gradient(full_value_fn, params)
@@ -137,7 +123,7 @@ def svrg_estimate(
         anchored = (state.anchor, state.anchor_gradient, state.has_anchor)
         if anchor_interval is not None:
             is_due = state.count % anchor_interval == 0
-            anchored = jax.lax.cond(is_due, moved, lambda: anchored)
+            anchored = control_flow.cond(is_due, moved, lambda: anchored)
         elif full_value_fn is not None:
             anchored = moved()
         anchor, anchor_gradient, has_anchor = anchored
@@ -149,4 +135,9 @@ def svrg_estimate(
         count = optax.safe_increment(state.count)
         return reduced, SVRGState(count, anchor, anchor_gradient, has_anchor)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    needs = ("params", "value_fn")
+    if anchor_interval is not None:
+        needs += ("full_value_fn",)
+    return transform(
+        name, init, update, needs=needs, state_like_params=("anchor", "anchor_gradient")
+    )

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import exponential, extra_args, hyperparameters, trees
+from optax_igr._core import trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.geometry import _domain, _landing
+from optax_igr._core.transform import scale_by_learning_rate, transform
+from optax_igr.geometry import _domain, _rounding
 from optax_igr.geometry.exponentiate_simplex import (
     has_moved,
     log_normaliser,
@@ -120,9 +121,9 @@ def eg_plus_minus(
     """
     axis = _domain.check_axis("eg_plus_minus", axis)
     _domain.check_constant("eg_plus_minus", "total", total, above=0)
-    hyperparameters.check_scalar_or_schedule("eg_plus_minus", "learning_rate", learning_rate)
     return optax.chain(
-        optax.scale_by_learning_rate(learning_rate), _exponentiate_plus_minus(total, axis)
+        scale_by_learning_rate("eg_plus_minus", learning_rate),
+        _exponentiate_plus_minus(total, axis),
     )
 
 
@@ -143,16 +144,14 @@ def _exponentiate_plus_minus(
             def log_weight(param: jax.Array) -> jax.Array:
                 wide = sign * param.astype(trees.widened(param.dtype))
                 positive, _ = plus_minus_weights(wide, axis=axis, total=total)
-                return _landing.representable_log(jnp.log(positive), param.dtype)
+                return _rounding.representable_log(jnp.log(positive), param.dtype)
 
             return jax.tree.map(log_weight, _domain.with_values(params))
 
         return EgPlusMinusState(log_positive=log_weights(1), log_negative=log_weights(-1))
 
-    def update(updates: Any, state: Any, params: Any = None, **unused: Any):
+    def update(updates, state, params, **unused):
         del unused
-        extra_args.require("eg_plus_minus", params=params)
-        _domain.check_update("eg_plus_minus", params, updates)
         _domain.check_state("eg_plus_minus", params, **state._asdict())
 
         def moved(param, log_positive, log_negative, update):
@@ -164,7 +163,7 @@ def _exponentiate_plus_minus(
                 total=total,
             )
             return [
-                _landing.representable_log(log, param.dtype).astype(log_positive.dtype)
+                _rounding.representable_log(log, param.dtype).astype(log_positive.dtype)
                 for log in logs
             ]
 
@@ -173,8 +172,8 @@ def _exponentiate_plus_minus(
             jax.tree.map(lambda p, pair, i=i: pair[i], params, pairs) for i in range(2)
         )
         updates = jax.tree.map(
-            lambda p, positive, negative: _landing.land_at(
-                p, exponential.exp(positive) - exponential.exp(negative)
+            lambda p, positive, negative: _rounding.land_at(
+                p, jnp.exp(positive) - jnp.exp(negative)
             ),
             params,
             log_positive,
@@ -182,4 +181,4 @@ def _exponentiate_plus_minus(
         )
         return updates, EgPlusMinusState(log_positive, log_negative)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform("eg_plus_minus", init, update, needs=("params",), wider_updates=True)

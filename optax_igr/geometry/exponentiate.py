@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import exponential, extra_args, trees
+from optax_igr._core import processors, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.geometry import _domain, _landing
+from optax_igr._core.transform import transform
+from optax_igr.geometry import _domain, _rounding
 
 
 class ExponentiateState(NamedTuple):
@@ -37,7 +38,7 @@ def multiplicative_step(weight: jax.Array, exponent: jax.Array) -> jax.Array:
     It is taken as :math:`w\,m\,(m + 2)` with :math:`m = e^{u/2} - 1`: a tiny weight may be multiplied by
     more than the largest number.
     """
-    root = exponential.expm1(exponential.within_range(exponent / 2))
+    root = processors.expm1(processors.within_range(exponent / 2))
     return weight * root * (root + 2)
 
 
@@ -101,29 +102,27 @@ def exponentiate(
         )
         return ExponentiateState(initial_log_weights(params, floor) if log_state else None)
 
-    def update(updates: Any, state: Any, params: Any = None, **unused: Any):
+    def update(updates, state, params, **unused):
         del unused
-        extra_args.require("exponentiate", params=params)
-        _domain.check_update("exponentiate", params, updates)
         exponents = finite_exponents(updates, params)
         if not log_state:
             steps = jax.tree.map(multiplicative_step, trees.widen(params), exponents)
-            return jax.tree.map(lambda p, s: _landing.land(p, s, floor), params, steps), state
+            return jax.tree.map(lambda p, s: _rounding.land(p, s, floor), params, steps), state
         _domain.check_state("exponentiate", params, log_weights=state.log_weights)
         log_weights = jax.tree.map(
-            lambda p, log, u: _landing.representable_log(log + u, p.dtype, floor),
+            lambda p, log, u: _rounding.representable_log(log + u, p.dtype, floor),
             params,
             state.log_weights,
             exponents,
         )
         updates = jax.tree.map(
-            lambda p, log: _landing.land(p, exponential.exp(log) - p.astype(log.dtype), floor),
+            lambda p, log: _rounding.land(p, jnp.exp(log) - p.astype(log.dtype), floor),
             params,
             log_weights,
         )
         return updates, ExponentiateState(log_weights)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform("exponentiate", init, update, needs=("params",), wider_updates=True)
 
 
 def initial_log_weights(params: Any, floor: Scalar = 0.0) -> Any:
@@ -131,7 +130,7 @@ def initial_log_weights(params: Any, floor: Scalar = 0.0) -> Any:
 
     def log_weight(param: jax.Array) -> jax.Array:
         wide = jnp.maximum(param.astype(trees.widened(param.dtype)), 0)
-        return _landing.representable_log(jnp.log(wide), param.dtype, floor)
+        return _rounding.representable_log(jnp.log(wide), param.dtype, floor)
 
     return jax.tree.map(log_weight, _domain.with_values(params))
 

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import exponential, extra_args
+from optax_igr._core import processors
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.geometry import _domain, _landing
+from optax_igr._core.transform import transform
+from optax_igr.geometry import _domain, _rounding
 from optax_igr.geometry.exponentiate import finite_exponents
 
 
@@ -32,10 +33,10 @@ def hypentropy_step(weight: jax.Array, exponent: jax.Array, beta: Scalar) -> jax
     """
     larger = (jnp.sqrt(weight**2 + beta**2) + jnp.abs(weight)) / 2
     sign = jnp.where(weight < 0, -1, 1).astype(weight.dtype)
-    outward = exponential.within_range(sign * exponent)
+    outward = processors.within_range(sign * exponent)
     # One division for the two that give w_- and the inverse of e^u; its denominator may underflow, and may overflow.
-    shrunk = jnp.maximum(larger * exponential.exp(outward), float(jnp.finfo(weight.dtype).tiny))
-    return sign * (exponential.expm1(outward) * (larger + (beta / 2) ** 2 / shrunk))
+    shrunk = jnp.maximum(larger * jnp.exp(outward), float(jnp.finfo(weight.dtype).tiny))
+    return sign * (processors.expm1(outward) * (larger + (beta / 2) ** 2 / shrunk))
 
 
 def exponentiate_hypentropy(beta: float = 1.0) -> optax.GradientTransformationExtraArgs:
@@ -84,14 +85,14 @@ def exponentiate_hypentropy(beta: float = 1.0) -> optax.GradientTransformationEx
     def step(param: jax.Array, exponent: jax.Array) -> jax.Array:
         wide = param.astype(exponent.dtype)
         # The square of a weight must be finite too.
-        limit = min(_landing.largest(param.dtype), math.sqrt(_landing.largest(wide.dtype)))
+        limit = min(_rounding.largest(param.dtype), math.sqrt(_rounding.largest(wide.dtype)))
         change = hypentropy_step(wide, exponent, jnp.asarray(beta, wide.dtype))
-        return _landing.rounded(_landing.bounded(change, -limit - wide, limit - wide), param.dtype)
+        return _rounding.rounded(
+            _rounding.bounded(change, -limit - wide, limit - wide), param.dtype
+        )
 
-    def update(updates: Any, state: Any, params: Any = None, **unused: Any):
+    def update(updates, state, params, **unused):
         del unused
-        extra_args.require("exponentiate_hypentropy", params=params)
-        _domain.check_update("exponentiate_hypentropy", params, updates)
         return jax.tree.map(step, params, finite_exponents(updates, params)), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform("exponentiate_hypentropy", init, update, needs=("params",), wider_updates=True)

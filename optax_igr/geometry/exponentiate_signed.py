@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import extra_args
-from optax_igr.geometry import _domain, _landing
+from optax_igr._core.transform import transform
+from optax_igr.geometry import _domain, _rounding
 from optax_igr.geometry.exponentiate import finite_exponents, multiplicative_step
 
 
@@ -86,12 +86,10 @@ def exponentiate_signed(*, floor: float = 0.0) -> optax.GradientTransformationEx
         sign, change = signed_step(param.astype(exponent.dtype), exponent, floor)
         sign = sign.astype(param.dtype)
         # A zero that has no update to take a sign from keeps its floor for later.
-        return sign * _landing.land(jnp.abs(param), change, floor)
+        return sign * _rounding.land(jnp.abs(param), change, floor)
 
-    def update(updates: Any, state: Any, params: Any = None, **unused: Any):
+    def update(updates, state, params, **unused):
         del unused
-        extra_args.require("exponentiate_signed", params=params)
-        _domain.check_update("exponentiate_signed", params, updates)
         return jax.tree.map(step, params, finite_exponents(updates, params)), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform("exponentiate_signed", init, update, needs=("params",), wider_updates=True)

@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import exponential, extra_args, hyperparameters, trees
+from optax_igr._core import hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.geometry import _domain, _landing
+from optax_igr._core.transform import transform
+from optax_igr.geometry import _domain, _rounding
 from optax_igr.geometry.exponentiate import initial_log_weights
 
 # Weights are scaled by this within a sum, so that what underflows there is nothing beside the largest term, even where
@@ -151,7 +152,7 @@ def exponentiate_simplex(
     """
     axis = _domain.check_axis("exponentiate_simplex", axis)
     _domain.check_constant("exponentiate_simplex", "total", total, above=0)
-    hyperparameters.check_scalar_or_schedule(
+    fixed_share = hyperparameters.checked(
         "exponentiate_simplex", "fixed_share", fixed_share, at_least=0, below=1
     )
     shares = callable(fixed_share) or not (isinstance(fixed_share, float) and fixed_share == 0)
@@ -179,12 +180,10 @@ def exponentiate_simplex(
         log_weight = simplex_log_weights(log_weight, exponent, axis=axis, total=total)
         if shares:
             log_weight = jnp.log(mixed(jnp.exp(log_weight), share, axis=axis, total=total))
-        return _landing.representable_log(log_weight, param.dtype).astype(exponent.dtype)
+        return _rounding.representable_log(log_weight, param.dtype).astype(exponent.dtype)
 
-    def update(updates: Any, state: Any, params: Any = None, **unused: Any):
+    def update(updates, state, params, **unused):
         del unused
-        extra_args.require("exponentiate_simplex", params=params)
-        _domain.check_update("exponentiate_simplex", params, updates)
         share = hyperparameters.value_at(fixed_share, state.count)
         log_weights = None
         if log_state:
@@ -192,12 +191,12 @@ def exponentiate_simplex(
             log_weights = jax.tree.map(
                 lambda p, log, u: moved(p, log, u, share), params, state.log_weights, updates
             )
-            weights = jax.tree.map(exponential.exp, log_weights)
+            weights = jax.tree.map(jnp.exp, log_weights)
         else:
             weights = jax.tree.map(lambda p, u: exponentiated(p, u, share), params, updates)
         updates = jax.tree.map(
-            lambda p, w: _landing.land_on_simplex(p, w, axis=axis, total=total), params, weights
+            lambda p, w: _rounding.land(p, w - p.astype(w.dtype)), params, weights
         )
         return updates, ExponentiateSimplexState(optax.safe_increment(state.count), log_weights)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform("exponentiate_simplex", init, update, needs=("params",), wider_updates=True)

@@ -10,21 +10,26 @@ References:
   <https://doi.org/10.1006/inco.1996.2612>`_, 1997
 """
 
+import functools
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import extra_args, hyperparameters, trees
+from optax_igr._core import hyperparameters, trees
+from optax_igr._core.transform import transform
 from optax_igr.geometry import _domain
 from optax_igr.geometry.exponentiate import exponentiate
 from optax_igr.geometry.exponentiate_hypentropy import exponentiate_hypentropy
 from optax_igr.geometry.exponentiate_signed import exponentiate_signed
 from optax_igr.geometry.exponentiate_simplex import exponentiate_simplex
 
+_NAME = "exponentiated_gradient"
+
+Domain = Literal["positive", "simplex", "hypentropy", "signed"]
 DOMAINS = {
     "positive": exponentiate,
     "simplex": exponentiate_simplex,
@@ -45,7 +50,7 @@ def exponentiated_gradient(
     *,
     momentum: optax.ScalarOrSchedule | None = None,
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    domain: str = "positive",
+    domain: Domain = "positive",
     **domain_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Exponentiated gradient descent.
@@ -116,17 +121,17 @@ def exponentiated_gradient(
       Kivinen, Warmuth, `Exponentiated Gradient versus Gradient Descent for Linear Predictors
       <https://doi.org/10.1006/inco.1996.2612>`_, 1997
     """
-    name = "exponentiated_gradient"
-    hyperparameters.check_scalar_or_schedule(name, "learning_rate", learning_rate)
-    hyperparameters.check_scalar_or_schedule(name, "weight_decay", weight_decay, at_least=0)
+    checked = functools.partial(hyperparameters.checked, _NAME)
+    learning_rate = checked("learning_rate", learning_rate)
+    weight_decay = checked("weight_decay", weight_decay, at_least=0)
     if momentum is not None:
-        hyperparameters.check_scalar_or_schedule(name, "momentum", momentum, at_least=0, below=1)
-    hyperparameters.check_choice(name, "domain", domain, tuple(DOMAINS))
+        momentum = checked("momentum", momentum, at_least=0, below=1)
+    hyperparameters.check_choice(_NAME, "domain", domain, tuple(DOMAINS))
     # `optax.inject_hyperparams` hands them over as one argument.
     domain_options = domain_options.get("domain_options", domain_options)
     for option in domain_options:
         known = tuple(inspect.signature(DOMAINS[domain]).parameters)
-        hyperparameters.check_choice(f"{name}(domain={domain!r})", "domain_options", option, known)
+        hyperparameters.check_choice(f"{_NAME}(domain={domain!r})", "domain_options", option, known)
     return optax.chain(
         _exponent(learning_rate, momentum, weight_decay), DOMAINS[domain](**domain_options)
     )
@@ -140,16 +145,14 @@ def _exponent(
     r"""Makes :math:`-\eta (m + \lambda w)` in float32 or wider, whatever the dtype of the gradient."""
 
     def init(params: Any) -> ExponentState:
-        _domain.check_leaves("exponentiated_gradient", params)
+        _domain.check_leaves(_NAME, params)
         trace = None
         if momentum is not None:
             trace = jax.tree.map(lambda p: jnp.zeros_like(p, trees.widened(p.dtype)), params)
         return ExponentState(jnp.zeros([], jnp.int32), trace)
 
-    def update(updates: Any, state: Any, params: Any = None, **unused: Any):
+    def update(updates, state, params, **unused):
         del unused
-        extra_args.require("exponentiated_gradient", params=params)
-        _domain.check_update("exponentiated_gradient", params, updates)
         rate, decay = (
             hyperparameters.value_at(h, state.count) for h in (learning_rate, weight_decay)
         )
@@ -160,17 +163,20 @@ def _exponent(
             updates,
         )
         if momentum is not None:
-            _domain.check_state("exponentiated_gradient", params, trace=state.trace)
+            _domain.check_state(_NAME, params, trace=state.trace)
             beta = hyperparameters.value_at(momentum, state.count)
             trace = direction = jax.tree.map(
-                lambda m, g: (beta * m + g).astype(m.dtype), state.trace, direction
+                lambda m, g: jnp.asarray(beta, m.dtype) * m + g, state.trace, direction
             )
-        exponents = jax.tree.map(
-            lambda p, m: (-rate * (m + decay * p)).astype(m.dtype), params, direction
-        )
-        state = ExponentState(
+
+        def exponent(p, m):
+            return -jnp.asarray(rate, m.dtype) * (
+                m + jnp.asarray(decay, m.dtype) * p.astype(m.dtype)
+            )
+
+        exponents = jax.tree.map(exponent, params, direction)
+        return exponents, ExponentState(
             optax.safe_increment(state.count), None if momentum is None else trace
         )
-        return exponents, state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(_NAME, init, update, needs=("params",), wider_updates=True)

@@ -13,7 +13,7 @@ import jax
 import optax
 
 from optax_igr._core import extra_args, trees
-from optax_igr.geometry import _domain, _landing
+from optax_igr.geometry import _domain, _rounding
 
 
 def keep_params_in(
@@ -74,6 +74,6 @@ def keep_params_in(
             jax.tree.map(lambda wide, u: wide + u.astype(wide.dtype), trees.widen(params), updates)
         )
         _domain.check_update("keep_params_in", params, projected, name="projection(params)")
-        return jax.tree.map(_landing.land_at, params, projected), state
+        return jax.tree.map(_rounding.land_at, params, projected), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -18,6 +18,7 @@ References:
   Karakida et al, `Understanding Gradient Regularization in Deep Learning <https://arxiv.org/abs/2210.02720>`_, 2022
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -26,7 +27,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import extra_args, hyperparameters, trees
+from optax_igr._core import hyperparameters, trees
+from optax_igr._core.transform import transform
 
 _NAME = "extrapolated_gradient_penalty"
 
@@ -51,7 +53,9 @@ def extrapolated_gradient_penalty(
 
     The parameters in the training loop are the extrapolated ones, :math:`\theta + 2\mu g`; take
     :func:`optax_igr.extrapolation_eval_params` for evaluation, and save parameters and state together. It is the
-    outermost transform: whatever clips, scales or projects belongs inside `inner`.
+    outermost transform: whatever clips, scales or projects belongs inside `inner`. What `inner` clips is the step of
+    :math:`\theta`; the displacement has a bound of its own. The statistics of BatchNorm are those of the
+    extrapolated parameters: recompute them at :math:`\theta` before evaluation.
 
     It is exact to first order in :math:`\mu` and in the step: the gradient it extrapolates by is one step old, and
     the displacement :math:`2\mu g` must be short against the curvature's own scale, as for every forward difference.
@@ -65,11 +69,17 @@ def extrapolated_gradient_penalty(
       inner: any optimizer, the sign of descent included (`optax.sgd(0.1)`, `optax.adamw(1e-3)`). It sees
         :math:`\theta` as `params` and gets all extra arguments.
       coefficient: :math:`\mu`, a number or a schedule. As for every transform the gradient of step t is penalised
-        with its value after t updates.
+        with its value after t updates. A schedule's value that is not finite counts as 0.
+      max_relative_displacement: the longest displacement, in units of the norm of :math:`\theta` over all leaves; a
+        number, a schedule, or None for no bound. A longer one is shortened as a whole. Measured on digits with ReLU
+        networks and a squared error, clipped to norm 1: healthy displacements reach .02; after one spike of the loss
+        by 1e6 training ends at a loss of .339 (without the spike .338) with a bound of .1, at 1.06 with .3, at 1.18
+        with 1, and at NaN without.
 
     Returns:
       A transform whose `update` needs `params` and takes the displacement from `grad` if it is given, else from the
-      updates. A gradient that is not finite is not extrapolated by.
+      updates. A gradient that is not finite is not extrapolated by. The state holds the displacement in float32 or
+      wider, as the loop rounded it: in bfloat16, :math:`\theta` keeps the precision of float32.
 
     Raises:
       ValueError: for a bad argument; in `update`, for missing parameters or trees that do not agree.
@@ -88,7 +98,7 @@ def extrapolated_gradient_penalty(
       ...     params, state = step(params, state)
       >>> theta = optax_igr.extrapolation_eval_params(state, params)
       >>> print(f"product {theta.prod():.3f}, squared norm {theta @ theta:.2f} (without: 4.56)")
-      product 0.600, squared norm 3.74 (without: 4.56)
+      product 0.600, squared norm 4.12 (without: 4.56)
 
     References:
       Becker et al, `Momentum-SAM: Sharpness Aware Minimization without Computational Overhead
@@ -98,11 +108,10 @@ def extrapolated_gradient_penalty(
         raise ValueError(
             f"{_NAME}: `inner` must be an optax.GradientTransformation, got {inner!r}."
         )
-    hyperparameters.check_scalar_or_schedule(_NAME, "coefficient", coefficient)
-    if max_relative_displacement is not None:
-        hyperparameters.check_scalar_or_schedule(
-            _NAME, "max_relative_displacement", max_relative_displacement, at_least=0
-        )
+    coefficient = hyperparameters.checked(_NAME, "coefficient", coefficient)
+    bound = max_relative_displacement
+    if bound is not None:
+        bound = hyperparameters.checked(_NAME, "max_relative_displacement", bound, at_least=0)
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
@@ -114,25 +123,18 @@ def extrapolated_gradient_penalty(
             inner_state=inner.init(params),
         )
 
-    def update(updates, state, params=None, *, grad=None, **extra):
-        extra_args.require(_NAME, params=params)
-        gradient = updates if grad is None else trees.mask_like(grad, params)
-        trees.check_like(_NAME, params, updates=updates, grad=gradient)
-        trees.check_state_like(_NAME, params, displacement=state.displacement)
-        if grad is not None:
-            extra["grad"] = gradient
+    def update(updates, state, params, *, gradient, **extra):
         theta = trees.subtract(trees.widen(params), state.displacement)
         inner_updates, inner_state = inner.update(
             updates, state.inner_state, trees.cast_like(theta, params), **extra
         )
         # The displacement acts on the gradient of the next step, so it takes that step's coefficient.
         count = optax.safe_increment(state.count)
-        length = 2 * hyperparameters.value_at(coefficient, count)
-        wanted = displacement_of(gradient, length)
-        if max_relative_displacement is not None:
-            limit = hyperparameters.value_at(max_relative_displacement, count)
-            wanted = limited(wanted, limit * jnp.sqrt(trees.squared_norm(theta)))
-        theta = trees.add(theta, trees.widen(inner_updates))
+        wanted = displacement_of(gradient, 2 * hyperparameters.value_at(coefficient, count))
+        if bound is not None:
+            longest = hyperparameters.value_at(bound, count) * jnp.sqrt(trees.squared_norm(theta))
+            wanted = limited(wanted, longest)
+        theta = trees.add(theta, trees.cast_like(inner_updates, theta))
         emitted = jax.tree.map(
             lambda t, d, y, u: _rounded(t + d - y.astype(t.dtype), u.dtype),
             theta,
@@ -140,7 +142,7 @@ def extrapolated_gradient_penalty(
             params,
             inner_updates,
         )
-        # What the loop will hold after the rounding of its own sum: the difference would add up over the steps.
+        # What the loop will hold after the rounding of its own sum. The roundings would add up over the steps.
         displacement = jax.tree.map(
             lambda t, y, u, old: _finite_or(_rounded(y.astype(t.dtype) + u, y.dtype) - t, old),
             theta,
@@ -148,10 +150,82 @@ def extrapolated_gradient_penalty(
             emitted,
             state.displacement,
         )
-        new_state = ExtrapolatedGradientPenaltyState(count, displacement, inner_state)
-        return trees.cast_like(emitted, inner_updates), new_state
+        return trees.cast_like(emitted, inner_updates), ExtrapolatedGradientPenaltyState(
+            count, displacement, inner_state
+        )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(_NAME, init, update, needs=("params",), state_like_params=("displacement",))
+
+
+def extrapolation_eval_params(state: optax.OptState, params: Any) -> chex.ArrayTree:
+    r"""Returns the parameters :math:`\theta` for evaluation, from the extrapolated ones of the loop.
+
+    .. math:: \theta_t = y_t - 2\mu\,g_{t-1}
+
+    Args:
+      state: the state of :func:`optax_igr.extrapolated_gradient_penalty`, or a state that contains one or several:
+        of a chain, of `optax.masked` or `optax.partition`, of an NNX optimizer.
+      params: the parameters of the training loop, y. For Flax models :func:`optax_igr.flax.eval_params` finds both.
+
+    Returns:
+      A tree like `params`, in its dtypes. A leaf that no displacement belongs to stays as it is.
+
+    Raises:
+      ValueError: where the state holds no displacement, or one of a leaf that `params` does not have.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_igr
+      >>> optimizer = optax_igr.extrapolated_gradient_penalty(optax.sgd(0.1), coefficient=0.01)
+      >>> params = jnp.array(1.0)
+      >>> updates, state = optimizer.update(jnp.array(2.0), optimizer.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> print(f"{params:.2f} {optax_igr.extrapolation_eval_params(state, params):.2f}")
+      0.84 0.80
+
+    References:
+      The pattern: `optax.contrib.schedule_free_eval_params
+      <https://optax.readthedocs.io/en/latest/api/contrib.html>`_
+    """
+    total = {}
+    for displacement in _displacements(state):
+        for path, d in trees.leaves_with_path(displacement):
+            total[trees.spell(path)] = total.get(trees.spell(path), 0) + d
+    if not total and not list(_displacements(state)):
+        raise ValueError(
+            "extrapolation_eval_params: `state` holds no `displacement`; expected the state of "
+            "extrapolated_gradient_penalty."
+        )
+
+    # By path, since a mask leaves holes and a framework its boxes in one of the two trees alone.
+    def evaluated(path, y):
+        d = total.pop(trees.spell(path), None)
+        if d is None:
+            return y
+        if jnp.shape(d) != jnp.shape(y):
+            raise ValueError(
+                f"extrapolation_eval_params: leaf {trees.spell(path)} of `params` has shape "
+                f"{list(jnp.shape(y))}, its displacement {list(jnp.shape(d))}."
+            )
+        y = trees.as_array(y)
+        return (y.astype(d.dtype) - d).astype(y.dtype)
+
+    result = trees.map_with_path(evaluated, params)
+    if total:
+        raise ValueError(
+            f"extrapolation_eval_params: `params` has no leaf {next(iter(total))}; expected all parameters that "
+            f"the optimizer was initialized with."
+        )
+    return result
+
+
+def _displacements(state: Any) -> Iterator[Any]:
+    def is_state(node):
+        return isinstance(node, ExtrapolatedGradientPenaltyState)
+
+    for node in jax.tree.leaves(state, is_leaf=is_state):
+        if is_state(node):
+            yield node.displacement
+            yield from _displacements(node.inner_state)
 
 
 def displacement_of(gradient: Any, length: ArrayLike) -> Any:
@@ -184,40 +258,3 @@ def _rounded(x: jax.Array, dtype: Any) -> jax.Array:
 
 def _finite_or(x: jax.Array, other: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), x, other)
-
-
-def extrapolation_eval_params(state: optax.OptState, params: Any) -> chex.ArrayTree:
-    r"""Returns the parameters :math:`\theta` for evaluation, from the extrapolated ones of the loop.
-
-    .. math:: \theta_t = y_t - 2\mu\,g_{t-1}
-
-    Args:
-      state: the state of :func:`optax_igr.extrapolated_gradient_penalty`, or a state that contains one.
-      params: the parameters of the training loop, y.
-
-    Returns:
-      A tree like `params`, in its dtypes.
-
-    Raises:
-      ValueError: where the state holds no displacement.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, optax_igr
-      >>> optimizer = optax_igr.extrapolated_gradient_penalty(optax.sgd(0.1), coefficient=0.5)
-      >>> params = jnp.array(1.0)
-      >>> updates, state = optimizer.update(jnp.array(2.0), optimizer.init(params), params)
-      >>> params = optax.apply_updates(params, updates)
-      >>> print(f"{params:.1f} {optax_igr.extrapolation_eval_params(state, params):.1f}")
-      2.8 0.8
-
-    References:
-      The pattern: `optax.contrib.schedule_free_eval_params
-      <https://optax.readthedocs.io/en/latest/api/contrib.html>`_
-    """
-    displacement = optax.tree.get(state, "displacement")
-    if displacement is None:
-        raise ValueError(
-            "extrapolation_eval_params: `state` holds no `displacement`; expected the state of "
-            "extrapolated_gradient_penalty."
-        )
-    return jax.tree.map(lambda y, d: (y.astype(d.dtype) - d).astype(y.dtype), params, displacement)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import control_flow, derivatives, extra_args, hyperparameters, trees
 from optax_igr.penalties import gradient_norm
 
 
@@ -106,7 +106,7 @@ def add_microbatch_gradient_penalty(
 
         zero = jax.tree.map(jnp.zeros_like, trees.widen(selected))
         indices = jnp.arange(num_microbatches, dtype=jnp.int32)
-        total, _ = jax.lax.scan(accumulate, zero, indices)
+        total, _ = control_flow.scan(accumulate, zero, indices)
         coefficient_now = hyperparameters.value_at(coefficient, state.count)
         penalty = trees.scale(coefficient_now / num_microbatches, total)
         return gradient_norm.add_penalty(updates, gradient, penalty, state, options.safeguard)

@@ -19,103 +19,44 @@ References:
   <https://www.bcl.hamilton.ie/~barak/papers/nc-hessian.pdf>`_, 1994
 """
 
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
-from optax_igr.step_size import log_domain
+from optax_igr._core import derivatives, hyperparameters, trees
+from optax_igr._core.transform import transform
+from optax_igr.step_size import _log_domain
+from optax_igr.step_size._quadratic_model import (
+    QuadraticModel,
+    divide,
+    quadratic_model,
+    unit_direction,
+)
 
-RULES = ("cauchy", "minimal_residual", "geometric_mean")
+_NAME = "scale_by_cauchy_step"
 
-
-class QuadraticModel(NamedTuple):
-    r"""Along a direction: :math:`d^\top g`, :math:`d^\top H d`, :math:`g^\top H d` and :math:`\|Hd\|^2`."""
-
-    slope: jax.Array
-    curvature: jax.Array
-    gradient_curvature: jax.Array
-    squared_product: jax.Array
-
-
-def quadratic_model(
-    value_fn: derivatives.ValueFn,
-    params: Any,
-    direction: chex.ArrayTree,
-    gradient: chex.ArrayTree,
-    *,
-    hvp: str = "forward_over_reverse",
-    radius: hyperparameters.Scalar | None = None,
-) -> QuadraticModel:
-    """Returns the quadratic model of `value_fn` at `params` along a direction, from one product with H.
-
-    Args:
-      value_fn: `params -> scalar`; its Hessian is H.
-      params: parameters; a leaf that is no real or complex number is a constant.
-      direction: d, a tree like `params`.
-      gradient: g, a tree like `params`.
-      hvp: one of `derivatives.MODES`.
-      radius: the length of a difference's perturbation.
-    """
-    selected, fill = trees.select("quadratic_model", params)
-    direction, gradient = (trees.part_of(tree, selected) for tree in (direction, gradient))
-    product = derivatives.hessian_vector_product(
-        lambda p: value_fn(fill(p)), selected, direction, mode=hvp, radius=radius
-    )
-    return QuadraticModel(
-        slope=trees.inner_product(direction, gradient),
-        curvature=trees.inner_product(direction, product),
-        gradient_curvature=trees.inner_product(gradient, product),
-        squared_product=trees.squared_norm(product),
-    )
-
-
-def checked_model(
-    transform: str,
-    params: Any,
-    updates: chex.ArrayTree,
-    grad: chex.ArrayTree | None,
-    value_fn: derivatives.ValueFn | None,
-    curvature_value_fn: derivatives.ValueFn | None,
-    hvp: str,
-    radius: hyperparameters.Scalar | None,
-) -> QuadraticModel:
-    """Returns the quadratic model along the updates of a transform, from its arguments as they came.
-
-    Without `grad` the gradient is derived from `value_fn`; H is that of `curvature_value_fn` where there is one.
-
-    Raises:
-      ValueError: naming the transform, for a missing argument or trees that do not agree.
-    """
-    extra_args.require(transform, params=params, value_fn=value_fn)
-    trees.check_like(transform, params, updates=updates)
-    assert value_fn is not None
-    gradient = (
-        derivatives.gradient(value_fn, params) if grad is None else trees.mask_like(grad, params)
-    )
-    trees.check_like(transform, params, grad=gradient)
-    curved = value_fn if curvature_value_fn is None else curvature_value_fn
-    return quadratic_model(curved, params, updates, gradient, hvp=hvp, radius=radius)
+Rule = Literal["cauchy", "minimal_residual", "geometric_mean"]
+RULES: tuple[str, ...] = get_args(Rule)
 
 
 def step_length(rule: str, model: QuadraticModel) -> jax.Array:
-    r"""Returns the length :math:`\eta` of the step :math:`-\eta d`; it may be negative or not finite.
+    r"""Returns the length :math:`\eta` of the step :math:`-\eta d`; zero where it is undefined.
 
     `cauchy` minimises the model, :math:`d^\top g / d^\top H d`; `minimal_residual` the norm
     :math:`\|g - \eta H d\|` of the gradient at the end of the step, :math:`g^\top H d / \|Hd\|^2`; `geometric_mean`
     is between the two, and :math:`\|g\| / \|Hg\|` along the gradient.
     """
-    cauchy = model.slope / model.curvature
-    minimal_residual = model.gradient_curvature / model.squared_product
+    cauchy = divide(model.slope, model.curvature)
+    minimal_residual = divide(model.gradient_curvature, model.squared_product)
     if rule == "cauchy":
         return cauchy
     if rule == "minimal_residual":
         return minimal_residual
-    return jnp.sqrt(cauchy * minimal_residual)
+    # One root for each factor: their product may overflow. Of a negative length there is no mean.
+    return jnp.sqrt(jnp.maximum(cauchy, 0)) * jnp.sqrt(jnp.maximum(minimal_residual, 0))
 
 
 class ScaleByCauchyStepState(NamedTuple):
@@ -129,10 +70,10 @@ class ScaleByCauchyStepState(NamedTuple):
 
 def scale_by_cauchy_step(
     *,
-    rule: str = "cauchy",
+    rule: Rule = "cauchy",
     ema: optax.ScalarOrSchedule = 0.0,
     fallback: optax.ScalarOrSchedule = 1e-3,
-    bounds: log_domain.Bounds | None = None,
+    bounds: _log_domain.Bounds | None = None,
     hvp: str = "forward_over_reverse",
     radius: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -186,12 +127,11 @@ def scale_by_cauchy_step(
       Smee, Roosta, Wright, `First-ish Order Methods: Hessian-aware Scalings of Gradient Descent
       <https://arxiv.org/abs/2502.03701>`_, 2025
     """
-    name = "scale_by_cauchy_step"
-    hyperparameters.check_choice(name, "rule", rule, RULES)
-    hyperparameters.check_scalar_or_schedule(name, "ema", ema, at_least=0, below=1)
-    hyperparameters.check_scalar_or_schedule(name, "fallback", fallback, at_least=0)
-    log_domain.check_bounds(name, "bounds", bounds)
-    derivatives.check_mode(name, hvp, radius)
+    hyperparameters.check_choice(_NAME, "rule", rule, RULES)
+    ema = hyperparameters.checked(_NAME, "ema", ema, at_least=0, below=1)
+    fallback = hyperparameters.checked(_NAME, "fallback", fallback, at_least=0)
+    _log_domain.check_bounds(_NAME, "bounds", bounds)
+    derivatives.check_mode(_NAME, hvp, radius)
 
     def init(params):
         return ScaleByCauchyStepState(
@@ -201,28 +141,19 @@ def scale_by_cauchy_step(
             rejected_count=jnp.zeros([], jnp.int32),
         )
 
-    def update(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        value_fn: Any = None,
-        curvature_value_fn: Any = None,
-        grad: Any = None,
-        **unused: Any,
-    ):
+    def update(updates, state, params, *, gradient, value_fn, curvature_value_fn=None, **unused):
         del unused
-        model = checked_model(
-            name,
+        direction, norm = unit_direction(updates)
+        model = quadratic_model(
+            value_fn if curvature_value_fn is None else curvature_value_fn,
             params,
-            updates,
-            updates if grad is None else grad,
-            value_fn,
-            curvature_value_fn,
-            hvp,
-            hyperparameters.optional_value_at(radius, state.count),
+            direction,
+            gradient,
+            hvp=hvp,
+            radius=hyperparameters.optional_value_at(radius, state.count),
         )
-        length = step_length(rule, model)
+        # The length along the unit direction is in the unit of the parameters. A step counts in updates.
+        length = norm.inverse_of(step_length(rule, model))
         accepted = (model.slope > 0) & (model.curvature > 0) & jnp.isfinite(length) & (length > 0)
         if bounds is not None:
             length = jnp.clip(length, *bounds)
@@ -232,8 +163,8 @@ def scale_by_cauchy_step(
         # The average is kept unbiased by its weight, so that the first accepted length counts in full.
         weight = keep * state.average_weight + (1 - keep)
         total = keep * state.average_weight * state.average_length + (1 - keep) * length
-        average = jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), 0)
-        initial = hyperparameters.value_at(fallback, state.count)
+        average = divide(total, weight)
+        initial = jnp.asarray(hyperparameters.value_at(fallback, state.count), average.dtype)
         scaled = trees.scale(jnp.where(weight > 0, average, initial), updates)
         return scaled, ScaleByCauchyStepState(
             count=optax.safe_increment(state.count),
@@ -242,4 +173,4 @@ def scale_by_cauchy_step(
             rejected_count=state.rejected_count + (~accepted).astype(jnp.int32),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(_NAME, init, update, needs=("params", "value_fn"))

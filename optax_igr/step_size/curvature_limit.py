@@ -18,14 +18,15 @@ References:
   <https://arxiv.org/abs/2103.00065>`_, 2021
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
 from optax_igr._core import derivatives, hyperparameters, trees
-from optax_igr.step_size import cauchy
+from optax_igr._core.transform import transform
+from optax_igr.step_size._quadratic_model import divide, quadratic_model, unit_direction
 
 _NAME = "limit_by_curvature"
 
@@ -89,7 +90,9 @@ def limit_by_curvature(
       Cohen et al, `Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability
       <https://arxiv.org/abs/2103.00065>`_, 2021
     """
-    hyperparameters.check_scalar_or_schedule(_NAME, "fraction", fraction, above=0)
+    fraction = hyperparameters.checked(
+        _NAME, "fraction", fraction, above=0, otherwise=0.0, allow_infinite=True
+    )
     derivatives.check_mode(_NAME, hvp, radius)
 
     def init(params):
@@ -101,39 +104,36 @@ def limit_by_curvature(
             ascent_count=jnp.zeros([], jnp.int32),
         )
 
-    def update(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        value_fn: Any = None,
-        curvature_value_fn: Any = None,
-        grad: Any = None,
-        **unused: Any,
-    ):
+    def update(updates, state, params, *, value_fn, curvature_value_fn=None, grad=None, **unused):
         del unused
-        model = cauchy.checked_model(
-            _NAME,
+        # The incoming updates are no gradient here: they carry a learning rate and its sign.
+        gradient = derivatives.gradient(value_fn, params) if grad is None else grad
+        trees.check_like(_NAME, params, grad=gradient)
+        # Of unit length, since the curvature along a long update overflows.
+        direction, norm = unit_direction(updates)
+        model = quadratic_model(
+            value_fn if curvature_value_fn is None else curvature_value_fn,
             params,
-            updates,
-            grad,
-            value_fn,
-            curvature_value_fn,
-            hvp,
-            hyperparameters.optional_value_at(radius, state.count),
+            direction,
+            gradient,
+            hvp=hvp,
+            radius=hyperparameters.optional_value_at(radius, state.count),
         )
         descends = model.slope < 0
-        ratio = jnp.where(descends, -model.curvature / jnp.where(descends, model.slope, -1), 0)
-        ratio = jnp.where(jnp.isfinite(ratio), ratio, 0)
-        fraction_now = jnp.asarray(hyperparameters.value_at(fraction, state.count), ratio.dtype)
-        limited = ratio > 2 * fraction_now
-        factor = jnp.where(limited, 2 * fraction_now / jnp.where(limited, ratio, 1), 1)
-        ascends = (model.slope >= 0) & (trees.squared_norm(updates) > 0)
-        return trees.scale(factor, updates), LimitByCurvatureState(
+        curves = descends & (model.curvature > 0) & jnp.isfinite(model.curvature)
+        # The step to the minimizer of the model has this length.
+        minimizer = jnp.where(curves, divide(-model.slope, model.curvature), 0)
+        fraction_now = jnp.asarray(hyperparameters.value_at(fraction, state.count), minimizer.dtype)
+        factor = norm.inverse_of(2 * fraction_now * minimizer)
+        limited = curves & (factor < 1)
+        ratio = norm.value() * divide(model.curvature, jnp.where(descends, -model.slope, 0))
+        ascends = (model.slope >= 0) & (norm.relative > 0)
+        return trees.scale(jnp.where(limited, factor, 1), updates), LimitByCurvatureState(
             count=optax.safe_increment(state.count),
-            curvature_ratio=ratio.astype(jnp.float32),
+            # The ratio of a step that is long enough overflows.
+            curvature_ratio=jnp.nan_to_num(ratio.astype(jnp.float32), nan=0.0),
             limited_count=state.limited_count + limited.astype(jnp.int32),
             ascent_count=state.ascent_count + ascends.astype(jnp.int32),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(_NAME, init, update, needs=("params", "value_fn"))

@@ -14,6 +14,7 @@ References:
   <https://github.com/tensorflow/lingvo/blob/master/lingvo/core/egdd.py>`_, 2020 (the defaults)
 """
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -21,8 +22,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import exponential, hyperparameters, trees
-from optax_igr.step_size import alignment, buffers, gain, log_domain
+from optax_igr._core import hyperparameters, processors
+from optax_igr._core.transform import transform
+from optax_igr.step_size import _alignment, _log_domain, gain
 
 _NAME = "egdd"
 
@@ -45,11 +47,11 @@ def egdd(
     ema: optax.ScalarOrSchedule = 0.9,
     gain_rate: optax.ScalarOrSchedule = 1e-2,
     scale_rate: optax.ScalarOrSchedule = 1e-3,
-    gain_signal: str = "sign",
-    scale_signal: str = "cosine",
-    gain_bounds: log_domain.Bounds | None = (1e-2, 1e2),
-    scale_bounds: log_domain.Bounds | None = (0.1, 10.0),
-    granularity: str = "leaf",
+    gain_signal: gain.Signal = "sign",
+    scale_signal: _alignment.Signal = "cosine",
+    gain_bounds: _log_domain.Bounds | None = (1e-2, 1e2),
+    scale_bounds: _log_domain.Bounds | None = (0.1, 10.0),
+    granularity: _alignment.Granularity = "leaf",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Heavy ball with a learned gain for every parameter and a learned scale for every leaf.
 
@@ -100,16 +102,17 @@ def egdd(
       Amid et al, `Step-size Adaptation Using Exponentiated Gradient Updates
       <https://arxiv.org/abs/2202.00145>`_, 2022
     """
-    hyperparameters.check_scalar_or_schedule(_NAME, "learning_rate", learning_rate)
-    hyperparameters.check_scalar_or_schedule(_NAME, "momentum", momentum, at_least=0, below=1)
-    hyperparameters.check_scalar_or_schedule(_NAME, "ema", ema, at_least=0, below=1)
-    hyperparameters.check_scalar_or_schedule(_NAME, "gain_rate", gain_rate)
-    hyperparameters.check_scalar_or_schedule(_NAME, "scale_rate", scale_rate)
+    checked = functools.partial(hyperparameters.checked, _NAME)
+    learning_rate = checked("learning_rate", learning_rate)
+    momentum = checked("momentum", momentum, at_least=0, below=1)
+    ema = checked("ema", ema, at_least=0, below=1)
+    gain_rate = checked("gain_rate", gain_rate)
+    scale_rate = checked("scale_rate", scale_rate)
     hyperparameters.check_choice(_NAME, "gain_signal", gain_signal, gain.SIGNALS)
-    hyperparameters.check_choice(_NAME, "scale_signal", scale_signal, alignment.SIGNALS)
-    log_domain.check_bounds(_NAME, "gain_bounds", gain_bounds)
-    log_domain.check_bounds(_NAME, "scale_bounds", scale_bounds)
-    hyperparameters.check_choice(_NAME, "granularity", granularity, alignment.GRANULARITIES)
+    hyperparameters.check_choice(_NAME, "scale_signal", scale_signal, _alignment.SIGNALS)
+    _log_domain.check_bounds(_NAME, "gain_bounds", gain_bounds)
+    _log_domain.check_bounds(_NAME, "scale_bounds", scale_bounds)
+    hyperparameters.check_choice(_NAME, "granularity", granularity, _alignment.GRANULARITIES)
 
     def init(params):
         return EgddState(
@@ -118,27 +121,17 @@ def egdd(
             average=gain.wide_zeros_like(params),
             average_weight=jnp.zeros([], jnp.float32),
             velocity=gain.wide_zeros_like(params),
-            log_scale=alignment.initial_log_scale(params, granularity),
+            log_scale=_alignment.initial_log_scale(params, granularity),
         )
 
-    def update(updates, state, params=None, *, grad=None, **unused):
-        del unused
-        reference = updates if params is None else params
-        gradient = updates if grad is None else trees.mask_like(grad, reference)
-        trees.check_like(_NAME, reference, updates=updates, grad=gradient)
-        trees.check_state_like(
-            _NAME,
-            reference,
-            log_gain=state.log_gain,
-            average=state.average,
-            velocity=state.velocity,
-        )
+    def update(updates, state, params, *, gradient, **unused):
+        del params, unused
         rate, momentum_now, ema_now, gain_rate_now, scale_rate_now = (
             hyperparameters.value_at(value, state.count)
             for value in (learning_rate, momentum, ema, gain_rate, scale_rate)
         )
         # The previous step was minus the velocity, and every signal is odd in the step.
-        log_scale = alignment.next_log_scale(
+        log_scale = _alignment.next_log_scale(
             scale_signal,
             state.log_scale,
             state.velocity,
@@ -147,35 +140,49 @@ def egdd(
             0.0,
             scale_bounds,
         )
-        never = buffers.never(state.count)
+        false = processors.unprovable_false(state.count)
 
         def next_log_gain(log_s, n, average, g):
             n = gain.next_log_gain(
                 gain_signal, n, average, state.average_weight, g, gain_rate_now, 0.0, gain_bounds
             )
             # Beside the inner products of the scale it would compete with them for memory.
-            return buffers.written_once(n, never, log_s)
+            return processors.written_once(n, false, log_s)
 
         def next_velocity(log_s, v, n, g):
-            weight = jnp.asarray(momentum_now, n.dtype)
             g = jnp.where(jnp.isfinite(g), g, 0).astype(v.dtype)
-            moved = weight * v + jnp.asarray(rate, n.dtype) * (exponential.exp(n) * g)
-            return buffers.written_once(moved, never, log_s)
+            pushed = gain.times(jnp.asarray(rate, n.dtype) * jnp.exp(n), g)
+            moved = gain.times(jnp.asarray(momentum_now, n.dtype), v) + pushed
+            return processors.written_once(moved, false, log_s)
 
-        log_gain = alignment.map_scaled(
+        log_gain = _alignment.map_scaled(
             next_log_gain, log_scale, state.log_gain, state.average, gradient
         )
-        velocity = alignment.map_scaled(next_velocity, log_scale, state.velocity, log_gain, updates)
-        stepped = alignment.map_scaled(
-            lambda log_s, v, u: (-jnp.exp(log_s) * v).astype(u.dtype), log_scale, velocity, updates
+        velocity = _alignment.map_scaled(
+            next_velocity, log_scale, state.velocity, log_gain, updates
+        )
+        stepped = _alignment.map_scaled(
+            lambda log_s, v, u: gain.times(-jnp.exp(log_s), v).astype(u.dtype),
+            log_scale,
+            velocity,
+            updates,
         )
         return stepped, EgddState(
             count=optax.safe_increment(state.count),
             log_gain=log_gain,
-            average=gain.next_averages(state.average, gradient, ema_now, log_gain, never),
+            average=gain.next_averages(
+                gain_signal,
+                state.average,
+                state.average_weight,
+                gradient,
+                ema_now,
+                gain_rate_now,
+                log_gain,
+                false,
+            ),
             average_weight=gain.next_weight(state.average_weight, ema_now),
             velocity=velocity,
             log_scale=log_scale,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(_NAME, init, update, state_like_params=("log_gain", "average", "velocity"))

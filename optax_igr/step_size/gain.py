@@ -13,7 +13,8 @@ References:
   Su, `Exponentiated gradient descent and meta-learning <https://www.kexue.fm/archives/8968>`_, 2022
 """
 
-from typing import NamedTuple
+import functools
+from typing import Literal, NamedTuple, get_args
 
 import chex
 import jax
@@ -21,12 +22,14 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import exponential, hyperparameters, trees
-from optax_igr.step_size import buffers, log_domain
+from optax_igr._core import hyperparameters, processors, trees
+from optax_igr._core.transform import transform
+from optax_igr.step_size import _log_domain
 
 _NAME = "scale_by_gain"
 
-SIGNALS = ("product", "sign", "normalized")
+Signal = Literal["product", "sign", "normalized"]
+SIGNALS: tuple[str, ...] = get_args(Signal)
 
 
 class ScaleByGainState(NamedTuple):
@@ -79,10 +82,10 @@ def wide_zeros_like(params: chex.ArrayTree) -> chex.ArrayTree:
 def scale_by_gain(
     gain_rate: optax.ScalarOrSchedule,
     *,
-    signal: str = "product",
+    signal: Signal = "product",
     ema: optax.ScalarOrSchedule = 0.0,
     decay: optax.ScalarOrSchedule = 0.0,
-    bounds: log_domain.Bounds | None = None,
+    bounds: _log_domain.Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies every entry of the updates by a gain that grows while the gradient keeps its sign.
 
@@ -132,11 +135,12 @@ def scale_by_gain(
       Amid et al, `Step-size Adaptation Using Exponentiated Gradient Updates
       <https://arxiv.org/abs/2202.00145>`_, 2022
     """
-    hyperparameters.check_scalar_or_schedule(_NAME, "gain_rate", gain_rate)
+    checked = functools.partial(hyperparameters.checked, _NAME)
+    gain_rate = checked("gain_rate", gain_rate)
     hyperparameters.check_choice(_NAME, "signal", signal, SIGNALS)
-    hyperparameters.check_scalar_or_schedule(_NAME, "ema", ema, at_least=0, below=1)
-    hyperparameters.check_scalar_or_schedule(_NAME, "decay", decay, at_least=0, below=1)
-    log_domain.check_bounds(_NAME, "bounds", bounds)
+    ema = checked("ema", ema, at_least=0, below=1)
+    decay = checked("decay", decay, at_least=0, below=1)
+    _log_domain.check_bounds(_NAME, "bounds", bounds)
 
     def init(params):
         return ScaleByGainState(
@@ -146,36 +150,36 @@ def scale_by_gain(
             average_weight=jnp.zeros([], jnp.float32),
         )
 
-    def update(updates, state, params=None, *, grad=None, **unused):
-        del unused
-        reference = updates if params is None else params
-        gradient = updates if grad is None else trees.mask_like(grad, reference)
-        trees.check_like(_NAME, reference, updates=updates, grad=gradient)
-        trees.check_state_like(_NAME, reference, log_gain=state.log_gain, average=state.average)
-        gain_rate_now, ema_now, decay_now = (
+    def update(updates, state, params, *, gradient, **unused):
+        del params, unused
+        rate, ema_now, decay_now = (
             hyperparameters.value_at(value, state.count) for value in (gain_rate, ema, decay)
         )
-        never = buffers.never(state.count)
+        false = processors.unprovable_false(state.count)
 
         def moved(n, average, g):
-            n = next_log_gain(
-                signal, n, average, state.average_weight, g, gain_rate_now, decay_now, bounds
-            )
-            return buffers.written_once(n, never)
+            n = next_log_gain(signal, n, average, state.average_weight, g, rate, decay_now, bounds)
+            return processors.written_once(n, false)
 
         log_gain = jax.tree.map(moved, state.log_gain, state.average, gradient)
-        scaled = jax.tree.map(
-            lambda n, u: (exponential.exp(n) * u).astype(u.dtype), log_gain, updates
-        )
-        new_state = ScaleByGainState(
+        scaled = jax.tree.map(lambda n, u: times(jnp.exp(n), u), log_gain, updates)
+        return scaled, ScaleByGainState(
             count=optax.safe_increment(state.count),
             log_gain=log_gain,
-            average=next_averages(state.average, gradient, ema_now, log_gain, never),
+            average=next_averages(
+                signal,
+                state.average,
+                state.average_weight,
+                gradient,
+                ema_now,
+                rate,
+                log_gain,
+                false,
+            ),
             average_weight=next_weight(state.average_weight, ema_now),
         )
-        return scaled, new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(_NAME, init, update, state_like_params=("log_gain", "average"))
 
 
 def next_log_gain(
@@ -186,32 +190,63 @@ def next_log_gain(
     gradient: jax.Array,
     rate: hyperparameters.Scalar,
     decay: hyperparameters.Scalar,
-    bounds: log_domain.Bounds | None,
+    bounds: _log_domain.Bounds | None,
 ) -> jax.Array:
     """Returns the log-gain of one leaf after one more gradient, from the average of those before it."""
     agreement = gain_signal(signal, average, gradient.astype(average.dtype))
     if signal == "product":
-        weight = jnp.asarray(average_weight)
-        agreement = (1 / jnp.where(weight > 0, weight, 1)).astype(log_gain.dtype) * agreement
-    return log_domain.step(log_gain, agreement, rate, decay, bounds)
+        agreement = inverse_weight(average_weight, log_gain.dtype) * agreement
+    return _log_domain.step(log_gain, agreement, rate, decay, bounds)
 
 
 def next_averages(
+    signal: str,
     average: chex.ArrayTree,
+    average_weight: ArrayLike,
     gradient: chex.ArrayTree,
     ema: hyperparameters.Scalar,
+    rate: hyperparameters.Scalar,
     log_gain: chex.ArrayTree,
-    never: jax.Array,
+    false: jax.Array,
 ) -> chex.ArrayTree:
     """Returns the averages of all leaves, written when the new log-gain has read the old ones."""
-    return jax.tree.map(
-        lambda a, g, n: buffers.after(next_average(a, g, ema), never, n),
-        average,
-        gradient,
-        log_gain,
-    )
+
+    def moved(a, g, n):
+        if signal == "product":
+            g = within_one_move(a, average_weight, g, rate)
+        return processors.after(next_average(a, g, ema), false, n)
+
+    return jax.tree.map(moved, average, gradient, log_gain)
+
+
+def within_one_move(
+    average: jax.Array, average_weight: ArrayLike, gradient: jax.Array, rate: hyperparameters.Scalar
+) -> jax.Array:
+    r"""Shortens the entries of a gradient whose product with the average would move the log-gain by more than allowed.
+
+    The move itself is limited in any case. This keeps a gradient that is 1e15 times too large out of the average, where
+    it would move the log-gain by all that is allowed for hundreds of steps.
+    """
+    dtype = jnp.finfo(average.dtype).dtype
+    gradient = gradient.astype(average.dtype)
+    weight = inverse_weight(average_weight, dtype)
+    move = jnp.abs(jnp.asarray(rate, dtype) * weight) * jnp.abs(average) * jnp.abs(gradient)
+    # One where nothing is to be shortened, with a finite derivative at a move of zero.
+    return times(_log_domain.MAX_MOVE / jnp.maximum(move, _log_domain.MAX_MOVE), gradient)
+
+
+def inverse_weight(average_weight: ArrayLike, dtype: jnp.dtype) -> jax.Array:
+    """Returns what an average is multiplied by to be unbiased; one before the first gradient."""
+    weight = jnp.asarray(average_weight)
+    return (1 / jnp.where(weight > 0, weight, 1)).astype(dtype)
 
 
 def next_weight(weight: ArrayLike, ema: hyperparameters.Scalar) -> jax.Array:
     """Returns the sum of the weights in a moving average that has taken one more gradient."""
     return next_average(jnp.asarray(weight), jnp.ones([], jnp.float32), ema)
+
+
+def times(factor: jax.Array, x: jax.Array) -> jax.Array:
+    """Multiplies a real factor and an array in the wider of their dtypes, and returns the dtype of the array."""
+    wide = trees.widened(x.dtype)
+    return (factor.astype(jnp.finfo(wide).dtype) * x.astype(wide)).astype(x.dtype)

@@ -23,6 +23,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_igr._core import hyperparameters, trees
+from optax_igr._core.transform import transform
 
 KeyPath = tuple[Any, ...]
 Factor = ArrayLike | Callable[[ArrayLike], ArrayLike]
@@ -121,7 +122,8 @@ def layerwise_decay(
       <https://arxiv.org/abs/2003.10555>`_, 2020
     """
     name = "layerwise_decay"
-    hyperparameters.check_scalar_or_schedule(name, "decay", decay, above=0)
+    # The limit of a decay of 0 is finite: the last layer alone moves.
+    decay = hyperparameters.checked(name, "decay", decay, above=0, otherwise=0.0)
     hyperparameters.check_positive_integer(name, "num_layers", num_layers)
     if not callable(depth_fn):
         raise ValueError(f"{name}: `depth_fn` must be a function, got {depth_fn!r}.")
@@ -135,7 +137,7 @@ def layerwise_decay(
         if depth.dtype.kind not in "iu" or (depth < 0).any() or (depth >= num_layers).any():
             raise ValueError(
                 f"{name}: `depth_fn` must return integers from 0 to num_layers - 1 = {num_layers - 1}; "
-                f"for {_spell(path)} it returned {depth.tolist()}."
+                f"for {trees.spell(path)} it returned {depth.tolist()}."
             )
         layers_behind = num_layers - 1 - depth
         return lambda count: hyperparameters.value_at(decay, count) ** layers_behind
@@ -167,11 +169,15 @@ def factor_table(transform: optax.GradientTransformation, params: Any) -> str:
     References:
       The off-by-one that a table shows: `electra#51 <https://github.com/google-research/electra/issues/51>`_
     """
-    ones = jax.tree.map(lambda p: jnp.ones(p.shape, jnp.float32), params)
+    ones = jax.tree.map(
+        lambda p: jnp.ones(p.shape, jnp.float32) if trees.is_inexact(p) else p,
+        trees.as_arrays(params),
+    )
     factors, _ = transform.update(ones, transform.init(ones), ones)
     rows = [("parameter", "shape", "factor")]
-    for path, factor in jax.tree_util.tree_leaves_with_path(factors):
-        rows.append((_spell(path), str(factor.shape), _summary(np.asarray(factor))))
+    for path, factor in trees.leaves_with_path(factors):
+        summary = _summary(np.asarray(factor)) if trees.is_inexact(factor) else "left alone"
+        rows.append((trees.spell(path), str(factor.shape), summary))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = (
         "  ".join(f"{x:{width}}" for x, width in zip(row, widths, strict=True)) for row in rows
@@ -179,32 +185,45 @@ def factor_table(transform: optax.GradientTransformation, params: Any) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _scale_by_path(transform: str, factor_fn: Callable) -> optax.GradientTransformationExtraArgs:
+def _scale_by_path(name: str, factor_fn: Callable) -> optax.GradientTransformationExtraArgs:
     def factors_at(count, tree):
         def factor(path, leaf):
             value = factor_fn(path, leaf)
             if value is None:
-                raise ValueError(f"{transform}: no rule covers the parameter {_spell(path)}.")
-            value = jnp.asarray(hyperparameters.value_at(value, count))
-            return _aligned(transform, path, value, leaf)
+                raise ValueError(f"{name}: no rule covers the parameter {trees.spell(path)}.")
+            if callable(value):
+                value = jnp.asarray(value(count))
+                # A schedule shows its values only here. One that is not finite leaves the step of this parameter out.
+                value = jnp.where(jnp.isfinite(value), value, 0)
+            elif not _is_finite(value):
+                raise ValueError(
+                    f"{name}: the factor of {trees.spell(path)} must be finite, got {value!r}."
+                )
+            return _aligned(name, path, jnp.asarray(value), leaf)
 
-        return jax.tree_util.tree_map_with_path(factor, tree)
+        return trees.map_with_path(factor, tree)
 
     def init(params):
         count = jnp.zeros([], jnp.int32)
+        # What a rule says of each parameter is known by now, and its errors with it.
         jax.eval_shape(lambda: factors_at(count, params))
         return ScaleByPathState(count)
 
-    def update(updates, state, params=None, **unused):
-        del unused
-        if params is not None:
-            trees.check_like(transform, params, updates=updates)
+    def update(updates, state, params, **unused):
+        del params, unused
         scaled = jax.tree.map(
-            lambda f, u: (f * u).astype(u.dtype), factors_at(state.count, updates), updates
+            lambda f, u: (f * u.astype(trees.widened(u.dtype))).astype(u.dtype),
+            factors_at(state.count, updates),
+            updates,
         )
         return scaled, ScaleByPathState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform(name, init, update)
+
+
+def _is_finite(value: Any) -> bool:
+    """Says whether a factor whose value is known is finite."""
+    return isinstance(value, jax.core.Tracer) or bool(np.all(np.isfinite(np.asarray(value))))
 
 
 def _aligned(transform: str, path: KeyPath, factor: jax.Array, leaf: Any) -> jax.Array:
@@ -213,14 +232,10 @@ def _aligned(transform: str, path: KeyPath, factor: jax.Array, leaf: Any) -> jax
     fits = all(n in (1, m) for n, m in zip(shape, leaf.shape, strict=False))
     if len(shape) != len(leaf.shape) or not fits:
         raise ValueError(
-            f"{transform}: the factor of {_spell(path)} has shape {factor.shape}, which are not the "
+            f"{transform}: the factor of {trees.spell(path)} has shape {factor.shape}, which are not the "
             f"first axes of its shape {tuple(leaf.shape)}."
         )
     return factor.reshape(shape).astype(jnp.finfo(trees.widened(leaf.dtype)).dtype)
-
-
-def _spell(path: KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "at the root"
 
 
 def _summary(factor: np.ndarray) -> str:

@@ -1,12 +1,15 @@
 r"""A global scale for any optimizer, learned by exponentiated gradients.
 
-With :math:`\theta_t = \theta_{t-1} + s\,u_{t-1}`, whatever optimizer made :math:`u`, the loss depends on the scale
+Let :math:`\theta_t = \theta_{t-1} + s\,u_{t-1}`, whatever optimizer made :math:`u`. The loss depends on the scale
 through
 
 .. math:: \frac{\partial L}{\partial \log s} = \langle s\,u_{t-1},\, g_t \rangle
 
-so the scale grows while the last step still points downhill, and shrinks when it went too far. That needs the raw
-gradient and the update that left the whole optimizer, which no link inside a chain sees: hence a wrapper.
+The scale grows while the last step still points downhill, and shrinks when it went too far. That needs the raw gradient
+and the update that left the whole optimizer. No link inside a chain sees both, hence a wrapper.
+
+One update has three parts: the scale learns from the last step (`learn`), it is measured in the first steps
+(`measure`), and it is capped where a step is long for its parameters (`cap`).
 
 References:
   Amid et al, `Step-size Adaptation Using Exponentiated Gradient Updates <https://arxiv.org/abs/2202.00145>`_, 2022
@@ -17,7 +20,7 @@ References:
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
@@ -25,11 +28,14 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import extra_args, hyperparameters, trees
-from optax_igr.step_size import buffers, first_steps, log_domain
-from optax_igr.step_size.alignment import (
+from optax_igr._core import control_flow, hyperparameters, processors, trees
+from optax_igr._core.transform import transform
+from optax_igr.step_size import _first_steps, _log_domain
+from optax_igr.step_size._alignment import (
     GRANULARITIES,
     SIGNALS,
+    Granularity,
+    Signal,
     accumulated,
     initial_log_scale,
     map_scaled,
@@ -37,6 +43,9 @@ from optax_igr.step_size.alignment import (
 )
 
 _NAME = "adapt_scale"
+
+# What a cap without meaning becomes. The step is all but left out, and the scale it leaves behind can grow back.
+_LEAST_RELATIVE_UPDATE = 1e-6
 
 
 class AdaptScaleState(NamedTuple):
@@ -50,7 +59,7 @@ class AdaptScaleState(NamedTuple):
     count: ArrayLike
     log_scale: chex.ArrayTree
     previous_updates: chex.ArrayTree
-    measurements: first_steps.Measurements
+    measurements: _first_steps.Measurements
     measured_log_scale: chex.ArrayTree
     longest_step: ArrayLike
     inner_state: optax.OptState
@@ -60,12 +69,12 @@ def adapt_scale(
     inner: optax.GradientTransformation,
     scale_rate: optax.ScalarOrSchedule,
     *,
-    granularity: str = "tree",
-    signal: str = "cosine",
+    granularity: Granularity = "tree",
+    signal: Signal = "cosine",
     ema: optax.ScalarOrSchedule = 0.0,
     decay: optax.ScalarOrSchedule = 0.0,
-    bounds: log_domain.Bounds | None = None,
-    first_step: str | None = None,
+    bounds: _log_domain.Bounds | None = None,
+    first_step: Literal["cauchy"] | None = None,
     warmup_steps: int | None = None,
     max_relative_update: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -155,12 +164,13 @@ def adapt_scale(
         raise ValueError(
             f"{_NAME}: `inner` must be an optax.GradientTransformation, got {inner!r}."
         )
-    hyperparameters.check_scalar_or_schedule(_NAME, "scale_rate", scale_rate)
+    checked = functools.partial(hyperparameters.checked, _NAME)
+    scale_rate = checked("scale_rate", scale_rate)
+    ema = checked("ema", ema, at_least=0, below=1)
+    decay = checked("decay", decay, at_least=0, below=1)
     hyperparameters.check_choice(_NAME, "granularity", granularity, GRANULARITIES)
     hyperparameters.check_choice(_NAME, "signal", signal, SIGNALS)
-    hyperparameters.check_scalar_or_schedule(_NAME, "ema", ema, at_least=0, below=1)
-    hyperparameters.check_scalar_or_schedule(_NAME, "decay", decay, at_least=0, below=1)
-    log_domain.check_bounds(_NAME, "bounds", bounds)
+    _log_domain.check_bounds(_NAME, "bounds", bounds)
     if first_step is not None:
         hyperparameters.check_choice(_NAME, "first_step", first_step, ("cauchy",))
     if warmup_steps is not None:
@@ -169,8 +179,12 @@ def adapt_scale(
             raise ValueError(f"{_NAME}: `warmup_steps` needs `first_step`, got {warmup_steps!r}.")
     num_measured = 1 if warmup_steps is None else warmup_steps
     if max_relative_update is not None:
-        hyperparameters.check_scalar_or_schedule(
-            _NAME, "max_relative_update", max_relative_update, above=0
+        max_relative_update = checked(
+            "max_relative_update",
+            max_relative_update,
+            above=0,
+            otherwise=_LEAST_RELATIVE_UPDATE,
+            allow_infinite=True,
         )
     inner = optax.with_extra_args_support(inner)
     # Without an average the last update is kept as it came: one read of the state less, and its own dtype.
@@ -183,31 +197,16 @@ def adapt_scale(
             previous_updates=jax.tree.map(
                 lambda p: jnp.zeros_like(p, trees.widened(p.dtype) if is_averaged else None), params
             ),
-            measurements=first_steps.no_measurements(trees.scalar_dtype(params)),
+            measurements=_first_steps.no_measurements(trees.scalar_dtype(params)),
             measured_log_scale=initial_log_scale(params, granularity),
             longest_step=jnp.zeros([], trees.scalar_dtype(params)),
             inner_state=inner.init(params),
         )
 
-    def update(updates: Any, state: Any, params: Any = None, *, grad: Any = None, **extra: Any):
-        needed = {"params": params} if max_relative_update is not None else {}
-        if first_step is not None:
-            needed = {"params": params, "value_fn": extra.get("value_fn")}
-        extra_args.require(_NAME, **needed)
-        reference = updates if params is None else params
-        gradient = updates if grad is None else trees.mask_like(grad, reference)
-        trees.check_like(_NAME, reference, updates=updates, grad=gradient)
-        check_state = trees.check_state_like if is_averaged else trees.check_like
-        check_state(_NAME, reference, previous_updates=state.previous_updates)
-        if grad is not None:
-            extra["grad"] = gradient
-        # In float32 it overflows for entries beyond 1e19, whose squares would stay in Adam for ever.
-        is_usable = jnp.isfinite(trees.squared_norm(gradient))
-
-        rate, decay_now, ema_now = (
-            hyperparameters.value_at(value, state.count) for value in (scale_rate, decay, ema)
-        )
-        log_scale = next_log_scale(
+    def learn(state, gradient):
+        """Returns the log-scale after the gradient that followed the last step."""
+        rate, decay_now = (hyperparameters.value_at(x, state.count) for x in (scale_rate, decay))
+        return next_log_scale(
             signal,
             state.log_scale,
             state.previous_updates,
@@ -218,71 +217,107 @@ def adapt_scale(
             state.measured_log_scale,
         )
 
-        def advance():
-            inner_updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-            return trees.cast_like(inner_updates, reference), inner_state
-
-        # The log-scale is always finite: asking for it orders its reading of the previous updates first.
-        is_usable &= trees.all_finite(log_scale)
-        inner_updates, inner_state = jax.lax.cond(
-            is_usable,
-            advance,
-            lambda: (jax.tree.map(jnp.zeros_like, reference), state.inner_state),
-        )
-
-        measurements, longest = state.measurements, state.longest_step
-        fraction = None
-        if first_step == "cauchy":
-            curved = extra.get("curvature_value_fn")
-            value_fn = extra["value_fn"] if curved is None else curved
-            measure = functools.partial(
-                first_steps.measured_log_scale,
-                value_fn,
+    def measure(state, log_scale, inner_updates, gradient, is_usable, params, extra):
+        """Returns the log-scale that the first steps measure, and what they have measured so far."""
+        curvature_value_fn = extra.get("curvature_value_fn")
+        log_scale, measurements = _first_steps.measure_if_due(
+            functools.partial(
+                _first_steps.minimizing_log_scale,
+                extra["value_fn"] if curvature_value_fn is None else curvature_value_fn,
                 params,
                 inner_updates,
                 inner_updates if num_measured == 1 else state.previous_updates,
                 gradient,
-            )
-            log_scale, measurements = first_steps.measured(
-                measure, log_scale, state.count, measurements, is_usable, num_measured
-            )
-            # Momentum may amplify the steps tenfold before the first cosine tells that they are too long.
-            limit = jnp.where(longest > 0, first_steps.GROWTH * longest, jnp.inf)
-            log_scale = first_steps.limited_log_scale(log_scale, inner_updates, limit)
-            if num_measured > 1:
-                fraction = first_steps.ramp(state.count, measurements.count, num_measured)
-        if max_relative_update is not None:
-            limit = hyperparameters.value_at(max_relative_update, state.count)
-            limit = limit * first_steps.reach(params)
-            log_scale = first_steps.limited_log_scale(log_scale, inner_updates, limit)
-        centre = state.measured_log_scale
-        if first_step == "cauchy":
-            is_new = measurements.count > state.measurements.count
-            centre = jax.tree.map(lambda new, old: jnp.where(is_new, new, old), log_scale, centre)
-            length = jnp.exp(first_steps.log_length(log_scale, inner_updates))
-            is_measured = measurements.count >= num_measured
-            longest = jnp.where(is_measured, jnp.maximum(longest, length), 0).astype(longest.dtype)
+            ),
+            log_scale,
+            state.count,
+            state.measurements,
+            is_usable,
+            num_measured,
+        )
+        limit = _first_steps.grown_length_limit(state.longest_step)
+        return _first_steps.limited_log_scale(log_scale, inner_updates, limit), measurements
 
-        def kept(new, old):
+    def cap(count, log_scale, inner_updates, params):
+        """Returns the log-scale at which the step is short enough for its parameters."""
+        relative = hyperparameters.value_at(max_relative_update, count)
+        limit = relative * _first_steps.reach(params)
+        return _first_steps.limited_log_scale(log_scale, inner_updates, limit)
+
+    def remember(state, log_scale, inner_updates, measurements):
+        """Returns the log-scale of the last measurement, and the length of the longest step since."""
+        is_new = measurements.count > state.measurements.count
+        center = jax.tree.map(
+            lambda new, old: jnp.where(is_new, new, old), log_scale, state.measured_log_scale
+        )
+        length = jnp.exp(_first_steps.log_length(log_scale, inner_updates))
+        longest = jnp.where(
+            measurements.count >= num_measured, jnp.maximum(state.longest_step, length), 0
+        )
+        return center, longest.astype(state.longest_step.dtype)
+
+    def accumulate(state, inner_updates, measurements):
+        """Returns what the next gradient is compared with."""
+        if not is_averaged:
+            return inner_updates
+        weight = hyperparameters.value_at(ema, state.count)
+        if num_measured > 1:
+            # The measurement reads the sum so far. Unless it comes first, XLA keeps a copy of the whole sum for it: 4
+            # trees of temporary memory in place of 3.
+            weight = jnp.where(processors.unprovable_false(measurements.count), 0, weight)
+        return accumulated(state.previous_updates, inner_updates, weight)
+
+    def update(updates, state, params, *, gradient, **extra):
+        reference = updates if params is None else params
+        # Squares overflow in float32 for entries beyond 1e19. They would stay in Adam for ever.
+        is_usable = jnp.isfinite(trees.squared_norm(gradient))
+        log_scale = learn(state, gradient)
+        # The log-scale is finite at all times. To ask for it makes XLA read the previous updates before the inner
+        # optimizer overwrites them, which saves two trees of temporary memory.
+        is_usable &= trees.all_finite(log_scale)
+
+        def advance():
+            inner_updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
+            return trees.cast_like(inner_updates, reference), inner_state
+
+        inner_updates, inner_state = control_flow.cond(
+            is_usable,
+            advance,
+            lambda: (jax.tree.map(jnp.zeros_like, reference), state.inner_state),
+        )
+        measurements, fraction = state.measurements, None
+        if first_step is not None:
+            log_scale, measurements = measure(
+                state, log_scale, inner_updates, gradient, is_usable, params, extra
+            )
+            if num_measured > 1:
+                fraction = _first_steps.ramp(state.count, measurements.count, num_measured)
+        if max_relative_update is not None:
+            log_scale = cap(state.count, log_scale, inner_updates, params)
+        center, longest = state.measured_log_scale, state.longest_step
+        if first_step is not None:
+            center, longest = remember(state, log_scale, inner_updates, measurements)
+
+        def kept_if_usable(new, old):
             return jax.tree.map(lambda n, o: jnp.where(is_usable, n, o), new, old)
 
         def scaled(log_s, u):
             factor = jnp.exp(log_s)
-            return ((factor if fraction is None else fraction * factor) * u).astype(u.dtype)
+            factor = factor if fraction is None else fraction * factor
+            wide = trees.widened(u.dtype)
+            return (factor.astype(jnp.finfo(wide).dtype) * u.astype(wide)).astype(u.dtype)
 
-        previous = inner_updates
-        if is_averaged:
-            # The measurement reads the way: added to before it is done, XLA on CPU would have to copy it.
-            weight = jnp.where(buffers.never(measurements.count), 0, ema_now)
-            previous = accumulated(state.previous_updates, inner_updates, weight)
         return map_scaled(scaled, log_scale, inner_updates), AdaptScaleState(
             count=optax.safe_increment(state.count),
-            log_scale=kept(log_scale, state.log_scale),
-            previous_updates=previous,
+            log_scale=kept_if_usable(log_scale, state.log_scale),
+            previous_updates=accumulate(state, inner_updates, measurements),
             measurements=measurements,
-            measured_log_scale=centre,
-            longest_step=kept(longest, state.longest_step),
+            measured_log_scale=center,
+            longest_step=kept_if_usable(longest, state.longest_step),
             inner_state=inner_state,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    needs = ("params", "value_fn") if first_step is not None else ()
+    if max_relative_update is not None:
+        needs = needs or ("params",)
+    return transform(_NAME, init, update, needs=needs, state_like_params=("previous_updates",))

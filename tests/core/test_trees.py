@@ -60,3 +60,12 @@ def test_mismatch_names_the_leaf(updates, message):
     params = {"a": {"b": jnp.zeros(2)}}
     with pytest.raises(ValueError, match=f"some_transform: `updates` must agree.*{message}"):
         trees.check_like("some_transform", params, updates=updates)
+
+
+def test_the_unit_vector_of_a_zero_has_a_derivative():
+    """The limit has none; zero is a finite choice, where 0 times infinity would make every outer derivative NaN."""
+    direction, norm = trees.unit({"w": jnp.zeros(3)})
+    assert norm == 0
+    np.testing.assert_array_equal(direction["w"], 0)
+    derivative = jax.grad(lambda w: jnp.sum(trees.unit(w)[0]) + trees.unit(w)[1])(jnp.zeros(3))
+    assert jnp.isfinite(derivative).all()

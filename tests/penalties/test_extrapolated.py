@@ -56,7 +56,7 @@ def assert_trees_close(x, y, rtol=1e-10):
 )
 def test_equals_its_recursion(inner):
     # The decay of adamw sees θ, not the extrapolated parameters.
-    optimizer = optax_igr.extrapolated_gradient_penalty(inner, 0.05)
+    optimizer = optax_igr.extrapolated_gradient_penalty(inner, 0.05, max_relative_displacement=None)
     params, state = in_the_loop(optimizer, NETWORK.params, 5, NETWORK.value_fn)
     expected = by_hand(inner, [0.05] * 5, NETWORK.params, 5, NETWORK.value_fn)
     assert_trees_close(optax_igr.extrapolation_eval_params(state, params), expected)
@@ -87,7 +87,9 @@ def test_penalises_the_full_batch_norm_in_expectation():
 
     def second_gradient(last, this):
         # A vanishing rate holds θ, so that the second gradient shows the extrapolation alone.
-        optimizer = optax_igr.extrapolated_gradient_penalty(optax.sgd(0.0), coefficient)
+        optimizer = optax_igr.extrapolated_gradient_penalty(
+            optax.sgd(0.0), coefficient, max_relative_displacement=None
+        )
         updates, _ = optimizer.update(gradient(theta, last), optimizer.init(theta), theta)
         return gradient(optax.apply_updates(theta, updates), this)
 
@@ -121,7 +123,9 @@ def test_fixed_rate_converges_to_the_minimum_of_the_loss():
 @pytest.mark.parametrize(("product", "is_stable"), [(0.98, True), (1.02, False)])
 def test_is_stable_while_twice_the_coefficient_is_below_the_inverse_curvature(product, is_stable):
     curvature = 4.0
-    optimizer = optax_igr.extrapolated_gradient_penalty(optax.sgd(1e-9), product / 2 / curvature)
+    optimizer = optax_igr.extrapolated_gradient_penalty(
+        optax.sgd(1e-9), product / 2 / curvature, max_relative_displacement=None
+    )
     _, state = in_the_loop(
         optimizer, jnp.array([1.0]), 1500, lambda p: curvature * jnp.sum(p**2) / 2
     )
@@ -171,13 +175,113 @@ def test_extra_arguments_reach_the_inner_optimizer():
 
 def test_evaluation_parameters_are_found_inside_a_chain():
     optimizer = optax.chain(
-        optax.identity(), optax_igr.extrapolated_gradient_penalty(optax.sgd(0.1), 0.5)
+        optax.identity(), optax_igr.extrapolated_gradient_penalty(optax.sgd(0.1), 0.01)
     )
     theta = jnp.array(1.0)
     updates, state = optimizer.update(jnp.array(2.0), optimizer.init(theta), theta)
     params = optax.apply_updates(theta, updates)
-    assert float(params) == pytest.approx(2.8)
+    assert float(params) == pytest.approx(0.84)
     assert float(optax_igr.extrapolation_eval_params(state, params)) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_displacements_leave_the_parameters_where_they_are_at_rate_zero(dtype):
+    """20,000 random displacements, each rounded by the loop: what is stored is what was really added."""
+    optimizer = optax_igr.extrapolated_gradient_penalty(optax.sgd(0.0), 0.05)
+    start = jax.random.normal(jax.random.key(0), (50,)).astype(dtype)
+
+    def step(carry, key):
+        params, state = carry
+        gradient = jax.random.normal(key, start.shape).astype(dtype)
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def run(keys):
+        return jax.lax.scan(step, (start, optimizer.init(start)), keys)[0]
+
+    params, state = run(jax.random.split(jax.random.key(1), 20_000))
+    assert jnp.abs(params.astype(jnp.float32) - start.astype(jnp.float32)).max() > 0.01
+    theta = optax_igr.extrapolation_eval_params(state, params)
+    # A float32 displacement of a float32 parameter is rounded where it is the longer one.
+    tolerance = 1e-6 if dtype == jnp.float32 else 0
+    np.testing.assert_allclose(
+        theta.astype(jnp.float32), start.astype(jnp.float32), atol=tolerance, rtol=0
+    )
+
+
+def test_displacement_is_at_most_a_tenth_of_the_parameters():
+    theta = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    gradient = {"a": jnp.array([0.0, 6e6]), "b": jnp.array([-8e6])}
+    unbounded = {"max_relative_displacement": None}
+    for coefficient, options, length in ((1.0, {}, 0.5), (1e-8, {}, 0.2), (1.0, unbounded, 2e7)):
+        optimizer = optax_igr.extrapolated_gradient_penalty(optax.sgd(0.0), coefficient, **options)
+        _, state = optimizer.update(gradient, optimizer.init(theta), theta)
+        # Shortened as a whole: the direction stays.
+        np.testing.assert_allclose(state.displacement["a"], [0, 0.6 * length], rtol=1e-6)
+        np.testing.assert_allclose(state.displacement["b"], [-0.8 * length], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_spike_of_the_loss_is_survived_where_the_inner_optimizer_clips(dtype):
+    """A quartic, whose gradient grows with the displacement: without the bound one spike is the end."""
+
+    def run(bound, spike):
+        inner = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.05))
+        optimizer = optax_igr.extrapolated_gradient_penalty(
+            inner, 0.01, max_relative_displacement=bound
+        )
+        start = jnp.array([2.0, -1.5], dtype)
+
+        def step(carry, t):
+            params, state = carry
+            factor = jnp.where(t == 20, spike, 1.0)
+            gradient = jax.grad(lambda p: factor * jnp.sum((p.astype(jnp.float32) ** 2 - 1) ** 2))
+            updates, state = optimizer.update(gradient(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        carry = (start, optimizer.init(start))
+        params, state = jax.lax.scan(step, carry, jnp.arange(200))[0]
+        return optax_igr.extrapolation_eval_params(state, params).astype(jnp.float32)
+
+    np.testing.assert_allclose(run(0.1, 1e6), [1.0, -1.0], atol=0.02)
+    np.testing.assert_allclose(run(0.1, 1.0), [1.0, -1.0], atol=0.02)
+    assert not np.allclose(run(None, 1e6), [1.0, -1.0], atol=0.02)
+
+
+@pytest.mark.parametrize("composition", ["masked", "partition", "nested"])
+def test_evaluation_parameters_are_found_under_masks_and_several_of_them(composition):
+    def penalty(coefficient):
+        return optax_igr.extrapolated_gradient_penalty(optax.sgd(0.5), coefficient)
+
+    params = {"a": jnp.array([1.0, 2.0]), "b": {"c": jnp.array(3.0)}}
+    gradient = {"a": jnp.array([0.5, -0.5]), "b": {"c": jnp.array(1.0)}}
+    optimizer = {
+        "masked": lambda: optax.masked(penalty(0.01), {"a": True, "b": False}),
+        "partition": lambda: optax.partition(
+            {"one": penalty(0.01), "two": penalty(0.02)}, {"a": "one", "b": "two"}
+        ),
+        "nested": lambda: optax_igr.extrapolated_gradient_penalty(penalty(0.01), 0.02),
+    }[composition]()
+    updates, state = optimizer.update(gradient, optimizer.init(params), params)
+    stepped = optax.apply_updates(params, updates)
+    found = optax_igr.extrapolation_eval_params(state, stepped)
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, params, gradient)
+    if composition == "masked":
+        # What is masked out takes its gradient as the update.
+        expected["b"] = jax.tree.map(jnp.add, params["b"], gradient["b"])
+    assert_trees_close(found, expected)
+    moved = jax.tree.map(lambda x, y: bool(jnp.any(jnp.abs(x - y) > 1e-3)), stepped, found)
+    assert moved == {"a": True, "b": {"c": composition != "masked"}}
+
+
+def test_evaluation_parameters_of_another_model_are_refused():
+    optimizer = optax_igr.extrapolated_gradient_penalty(optax.sgd(0.1), 0.01)
+    state = optimizer.init({"a": jnp.ones(2), "b": jnp.ones(3)})
+    with pytest.raises(ValueError, match="`params` has no leaf b"):
+        optax_igr.extrapolation_eval_params(state, {"a": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"leaf b of `params` has shape \[4\]"):
+        optax_igr.extrapolation_eval_params(state, {"a": jnp.ones(2), "b": jnp.ones(4)})
 
 
 def test_bad_arguments_are_named():
@@ -185,5 +289,7 @@ def test_bad_arguments_are_named():
         optax_igr.extrapolated_gradient_penalty(0.1, 0.05)
     with pytest.raises(ValueError, match=r"`coefficient` must be a real number or a schedule"):
         optax_igr.extrapolated_gradient_penalty(optax.sgd(0.1), None)
+    with pytest.raises(ValueError, match=r"`max_relative_displacement` must be .* >= 0"):
+        optax_igr.extrapolated_gradient_penalty(optax.sgd(0.1), 0.1, max_relative_displacement=-1.0)
     with pytest.raises(ValueError, match="holds no `displacement`"):
         optax_igr.extrapolation_eval_params(optax.sgd(0.1).init(1.0), 1.0)

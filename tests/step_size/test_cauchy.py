@@ -215,11 +215,38 @@ def test_schedules_are_evaluated_at_the_number_of_updates_so_far():
 
 def test_integer_parameters_are_constants():
     params = {"w": jnp.array([3.0]), "n": jnp.array([2])}
-    direction = {"w": jnp.array([1.0]), "n": jnp.zeros([1], int)}
-    model = cauchy.quadratic_model(
-        lambda p: jnp.sum(p["n"] * p["w"] ** 2), params, direction, direction
+    transform = optax_igr.scale_by_cauchy_step()
+    updates, _ = transform.update(
+        {"w": jnp.array([5.0]), "n": jnp.array([0])},
+        transform.init(params),
+        params,
+        value_fn=lambda p: jnp.sum(p["n"] * p["w"] ** 2),
     )
-    np.testing.assert_allclose(model.curvature, 4)
+    # The curvature is 4 in w, and the minimizer of the model along it at a step of 5/4.
+    np.testing.assert_allclose(updates["w"], 5 / 4)
+    np.testing.assert_array_equal(updates["n"], 0)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-15, 1e15, 1e30])
+@pytest.mark.parametrize("rule", cauchy.RULES)
+def test_no_size_of_the_direction_overflows(rule, size):
+    """The step does not depend on the length of the direction, down to where a float32 has its limits."""
+    curvatures = jnp.array([1.0, 4.0, 9.0], jnp.float32)
+    params = jnp.array([1.0, -2.0, 0.5], jnp.float32)
+    transform = optax_igr.scale_by_cauchy_step(rule=rule)
+
+    def step(factor):
+        updates, state = transform.update(
+            jnp.float32(factor) * params,
+            transform.init(params),
+            params,
+            value_fn=lambda p: jnp.sum(curvatures * p**2) / 2,
+            grad=curvatures * params,
+        )
+        assert int(state.rejected_count) == 0
+        return updates
+
+    np.testing.assert_allclose(step(size), step(1.0), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

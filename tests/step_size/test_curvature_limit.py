@@ -96,6 +96,23 @@ def test_a_broken_gradient_leaves_the_ratio_finite(bad):
     assert (float(state.curvature_ratio), int(state.limited_count)) == (0, 0)
 
 
+@pytest.mark.parametrize("size", [1e15, 1e25, 1e38])
+def test_a_step_whose_curvature_overflows_is_shortened(size):
+    params, curvatures = PARAMS.astype(jnp.float32), CURVATURES.astype(jnp.float32)
+    gradient = curvatures * params
+    transform = optax_igr.limit_by_curvature()
+    updates, state = transform.update(
+        -gradient / jnp.max(jnp.abs(gradient)) * jnp.float32(size),
+        transform.init(params),
+        params,
+        value_fn=lambda p: jnp.sum(curvatures * p**2) / 2,
+    )
+    cauchy = GRADIENT @ GRADIENT / (GRADIENT @ (CURVATURES * GRADIENT))
+    np.testing.assert_allclose(updates, -cauchy * GRADIENT, rtol=1e-5)
+    assert int(state.limited_count) == 1
+    assert np.isfinite(state.curvature_ratio)
+
+
 def test_the_state_counts_over_all_updates():
     transform = optax_igr.limit_by_curvature()
     state = transform.init(PARAMS)

@@ -1,19 +1,22 @@
 r"""How a step and the gradient after it agree, and what an agreement does to the logarithm of a scale.
 
-For one scale of the whole tree, or one for each leaf: `map_scaled` tells them apart by the tree of the logarithms.
+There is one scale for the whole tree, or one for each leaf. `map_scaled` tells them apart by the tree of the logarithms.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from optax_igr._core import hyperparameters, trees
-from optax_igr.step_size import log_domain
+from optax_igr.step_size import _log_domain
+from optax_igr.step_size._quadratic_model import divide
 
-SIGNALS = ("cosine", "sign", "product")
-GRANULARITIES = ("tree", "leaf")
+Signal = Literal["cosine", "sign", "product"]
+Granularity = Literal["tree", "leaf"]
+SIGNALS: tuple[str, ...] = get_args(Signal)
+GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 
 
 def scale_signal(
@@ -31,17 +34,12 @@ def scale_signal(
     if signal == "sign":
         return jnp.sign(alignment)
     if signal == "cosine":
+        # One norm after the other: the product of both may overflow.
         return divide(
             divide(alignment, jnp.sqrt(trees.squared_norm(step))),
             jnp.sqrt(trees.squared_norm(gradient)),
         )
     return scale * alignment
-
-
-def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Returns the quotient, and zero for a zero denominator; its derivative is finite there too."""
-    is_zero = denominator == 0
-    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
 
 
 def initial_log_scale(params: chex.ArrayTree, granularity: str) -> chex.ArrayTree:
@@ -65,22 +63,22 @@ def next_log_scale(
     gradient: chex.ArrayTree,
     rate: hyperparameters.Scalar,
     decay: hyperparameters.Scalar,
-    bounds: log_domain.Bounds | None,
-    log_centre: chex.ArrayTree | None = None,
+    bounds: _log_domain.Bounds | None,
+    log_center: chex.ArrayTree | None = None,
 ) -> chex.ArrayTree:
     """Returns the log-scale, or that of each leaf, after the gradient that followed a step.
 
-    It decays towards `log_centre`, a tree like `log_scale`, or towards zero.
+    It decays towards `log_center`, a tree like `log_scale`, or towards zero.
     """
 
-    def moved(log_s, u, g, centre=None):
+    def moved(log_s, u, g, center=None):
         signals = scale_signal(signal, u, g, jnp.exp(log_s))
-        return log_domain.step(log_s, signals, rate, decay, bounds, centre)
+        return _log_domain.step(log_s, signals, rate, decay, bounds, center)
 
-    centres = () if log_centre is None else (log_centre,)
+    centers = () if log_center is None else (log_center,)
     if isinstance(log_scale, jax.Array):
-        return moved(log_scale, step, gradient, *centres)
-    return jax.tree.map(moved, log_scale, step, gradient, *centres)
+        return moved(log_scale, step, gradient, *centers)
+    return jax.tree.map(moved, log_scale, step, gradient, *centers)
 
 
 def accumulated(

@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core.exponential import bounded
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.geometry._domain import Axis
+from optax_igr._core.processors import bounded
 
 
 def smallest(dtype: Any) -> float:
@@ -85,46 +84,3 @@ def land_at(param: jax.Array, target: jax.Array) -> jax.Array:
     """
     target = rounded(target, param.dtype).astype(target.dtype)
     return rounded(target - param.astype(target.dtype), param.dtype)
-
-
-def land_on_simplex(param: jax.Array, target: jax.Array, *, axis: Axis, total: Scalar) -> jax.Array:
-    """Returns the update to `target` that keeps every weight positive and, as it rounds, their sum `total`.
-
-    In float32 and wider the rounding of the single weights is what remains. In bfloat16 the sum may be wrong by one
-    unit in the last place below `total`, 2**-8 of it. A weight that falls below half of itself lands on its old
-    spacing, one that falls further stays at the edge of its reach, and one that more than doubles may meet a tie twice,
-    so that it reaches every other number alone. Where they all land is known before the addition: the weights that do
-    not fall take up what those that do leave, the largest what is left after rounding, and the next what is left then.
-    """
-    dtype, wide = param.dtype, param.astype(target.dtype)
-    if dtype == target.dtype:
-        return land(param, target - wide)
-
-    def landed(update: jax.Array) -> jax.Array:
-        return rounded(wide + update, dtype).astype(wide.dtype)
-
-    def update_to(target: jax.Array) -> jax.Array:
-        return land_at(param, target).astype(wide.dtype)
-
-    # Compared so that a target which underflows falls too.
-    falls = 2 * target < wide
-    edge = landed(update_to(jnp.maximum(target, wide + lowest_step(wide, dtype))))
-    fallen = jnp.sum(jnp.where(falls, edge, 0), axis, keepdims=True)
-    others = jnp.sum(jnp.where(falls, 0, target), axis, keepdims=True)
-    factor = (total - fallen) / jnp.where(others > 0, others, 1)
-    lowest = jnp.minimum(wide, smallest(dtype))
-    update = update_to(jnp.where(falls, edge, jnp.maximum(target * factor, lowest)))
-
-    has_taken = jnp.zeros(target.shape, bool)
-    for _ in range(2):
-        weight = landed(update)
-        rest = total - jnp.sum(weight, axis, keepdims=True)
-        candidates = jnp.where(has_taken | (weight < 4 * jnp.abs(rest)), 0, weight)
-        takes = (candidates > 0) & (candidates == jnp.max(candidates, axis, keepdims=True))
-        num_taking = jnp.maximum(jnp.sum(takes, axis, keepdims=True), 1)
-        corrected = rounded(update + jnp.where(takes, rest / num_taking, 0), dtype)
-        corrected = corrected.astype(wide.dtype)
-        left = total - jnp.sum(landed(corrected), axis, keepdims=True)
-        update = jnp.where(jnp.abs(left) < jnp.abs(rest), corrected, update)
-        has_taken |= takes
-    return rounded(update, dtype)
