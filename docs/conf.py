@@ -80,8 +80,8 @@ copybutton_prompt_is_regexp = True
 def inventories() -> dict[str, tuple[str, str]]:
     """Returns the mapping of intersphinx, from the names in `inventories/`.
 
-    The site builds without a network, so the few names of other projects that it links to come along as text, in the
-    format that sphobjinv reads and writes: the first line is the address, and each other line one name.
+    The site builds without a network, so the few names of other projects that it links to come along as text: the first
+    line is the address of the project, and each other line one name as an inventory spells it.
     """
     folder = pathlib.Path(tempfile.mkdtemp(prefix="inventories"))
     mapping = {}
@@ -98,13 +98,6 @@ def inventories() -> dict[str, tuple[str, str]]:
 
 
 intersphinx_mapping = inventories()
-intersphinx_disabled_reftypes = []
-
-nitpick_ignore_regex = [
-    # Bases of the classes on these pages that have no page of their own.
-    ("py:class", r"(tuple|NamedTuple|typing\..*|collections\.abc\..*)"),
-]
-
 
 def list_references(app, what, name, obj, options, lines: list[str]) -> None:
     """Makes each reference of a docstring's last section an item of a list.
