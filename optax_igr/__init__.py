@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from optax_igr._core.accumulated import accumulated
 from optax_igr._core.value_functions import (
     fill_masked,
     mean_over,
@@ -75,6 +76,7 @@ _MODULES = ("diagnostics", "flax", "flows", "operators")
 
 __all__ = [
     "__version__",
+    "accumulated",
     "adapt_scale",
     "add_gradient_penalty",
     "add_igr",

@@ -75,7 +75,7 @@ def sum_of_squares(outputs) -> jax.Array:
     """Accumulates in float32 or wider, as a training loss does."""
     total = jnp.zeros([], jnp.float32)
     for leaf in jax.tree.leaves(outputs):
-        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        wide = leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.float32
         total = total + jnp.sum(jnp.real(leaf.astype(wide) * leaf.astype(wide).conj()))
     return total
 

@@ -74,11 +74,12 @@ def test_python_numbers_are_scalars(entry):
 
 @every_entry
 def test_leaves_that_are_no_real_numbers_are_left_alone(entry):
-    """An epoch counter, a mask, a random key: the others move as if they were not there."""
+    """An epoch counter, a mask: the others move as if they were not there."""
     run = plain_run(entry)
-    others = {"epoch": jnp.int32(3), "mask": np.array([True, False]), "key": jax.random.key(1)}
+    others = {"epoch": jnp.int32(3), "mask": np.array([True, False])}
     params = run.problem.params | others
-    gradient = jax.jit(run.problem.gradient)(run.problem.params) | others
+    no_gradient = jax.tree.map(jnp.zeros_like, others)
+    gradient = jax.jit(run.problem.gradient)(run.problem.params) | no_gradient
 
     def of_all(fn):
         """The loss finds the other leaves where it left them."""
@@ -92,7 +93,7 @@ def test_leaves_that_are_no_real_numbers_are_left_alone(entry):
     problem = problems.Problem(None, of_all(run.problem.outputs_fn))
     found, state = one_step(entry, problem, params, entry.optimizer().init(params), gradient)
     expected, expected_state = run.after[1]
-    found = {name: x for name, x in found.items() if name not in others}
+    chex.assert_trees_all_equal({name: found.pop(name) for name in others}, others)
     assert_close_of(entry, found, expected)
     assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(expected_state))
 
@@ -191,7 +192,7 @@ def test_an_eager_step_compiles_nothing_that_the_one_before_did_not(entry):
 
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        for step in range(7):
+        for _ in range(7):
             # Past the first steps, at which some transforms measure, move an anchor or make a pair.
             before = len(compiled)
             problem = problems.coupled(params)
@@ -199,6 +200,25 @@ def test_an_eager_step_compiles_nothing_that_the_one_before_did_not(entry):
             gradient = problem.gradient(params)
             updates, state = optimizer.update(gradient, state, params, **arguments)
             params = optax.apply_updates(params, updates)
-        assert len(compiled) == before, f"step {step} compiled {len(compiled) - before} programs"
+        assert len(compiled) == before, f"the last step compiled {len(compiled) - before} programs"
     finally:
         jax.monitoring.clear_event_listeners()
+
+
+@every_transform
+def test_a_value_function_with_auxiliary_data_is_named(entry):
+    """There is no `has_aux`, and JAX's own error would name nothing that the user wrote."""
+    scalars = [name for name in entry.needs if name.endswith("value_fn")]
+    if not scalars:
+        pytest.skip("it evaluates no loss")
+    transform = entry.alone()
+    params = params_of(entry, SHAPES_WITHOUT_SCALAR)
+    problem = problems.coupled(params)
+    grads, state = problem.gradient(params), transform.init(params)
+    arguments = problem.extra_arguments(entry.needs)
+    for name in scalars:
+        given = arguments | {name: lambda *args, fn=arguments[name]: (fn(*args), "aux")}
+        with pytest.raises(ValueError, match=rf"(?s){entry.name}: `{name}`.*has_aux"):
+            jax.eval_shape(
+                lambda given=given: transform.update(grads, state, params, grad=grads, **given)[0]
+            )

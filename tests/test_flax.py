@@ -180,6 +180,22 @@ class TestValueFn:
         assert function(params) == jnp.sum(params["kernel"])
 
 
+def penalty(inner, **options):
+    return optax_igr.extrapolated_gradient_penalty(inner, 0.02, **options)
+
+
+# What learns from `grad`, first in the chain and behind others.
+LEARNERS = {
+    "extrapolated": lambda: penalty(optax.sgd(0.1)),
+    "adapt_scale": lambda: optax_igr.adapt_scale(
+        optax.sgd(0.1), 0.1, ema=0.0, decay=0.0, first_step=None, warmup_steps=None,
+        max_relative_update=None,
+    ),
+    "egdd": lambda: optax_igr.egdd(0.1, gain_rate=0.1, scale_rate=0.1),
+    "scale_by_gain": lambda: optax.chain(optax_igr.scale_by_gain(0.1), optax.sgd(0.1)),
+}  # fmt: skip
+
+
 class TestTrainStep:
     def test_of_a_gradient_penalty_is_that_of_the_dense_hessian(self, batch):
         model, optimizer = make(
@@ -278,11 +294,71 @@ class TestTrainStep:
         expected = jax.tree.map(lambda p, g: p - 0.1 * g, before, jax.grad(function)(before))
         assert_close(pure(model), expected)
 
-    def test_gives_the_extra_arguments_to_what_multi_steps_wraps(self, batch):
+    def test_hands_no_gradient_or_value_of_one_micro_batch_to_what_multi_steps_wraps(self, batch):
         calls = []
         model, optimizer = make(optax.MultiSteps(record(calls), 2))
         adapters.train_step(model, optimizer, squared_error, *batch)
-        assert calls[0][1].keys() == {"value", "grad", "value_fn"}
+        assert calls[0][1].keys() == {"value_fn"}
+
+    @pytest.mark.parametrize("name", LEARNERS)
+    def test_learns_from_the_accumulated_gradient_inside_multi_steps(self, batch, name):
+        """Two halves of a batch through MultiSteps are the batch in one step."""
+        x, y = (jnp.concatenate([part, 2 * part]) for part in batch)
+
+        def train(tx, batches):
+            model = nnx.Linear(3, 2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+            optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+            step = nnx.jit(adapters.train_step, static_argnums=2)
+            for _ in range(3):
+                for x, y in batches:
+                    step(model, optimizer, squared_error, x, y)
+            return pure(model)
+
+        whole = train(LEARNERS[name](), [(x, y)])
+        halves = [(x[:5], y[:5]), (x[5:], y[5:])]
+        # In float32, as the accumulator of MultiSteps is by default, the two differ by its rounding.
+        options = {"accumulator_dtype": jnp.float64}
+        found = train(optax.MultiSteps(LEARNERS[name](), 2, **options), halves)
+        assert_close(found, whole)
+        last = train(LEARNERS[name](), [halves[1]])
+        assert jnp.abs(last["kernel"] - whole["kernel"]).max() > 1e-3
+
+    def test_explains_what_cannot_be_accumulated(self, batch):
+        model, optimizer = make(optax.MultiSteps(optax.lbfgs(), 2))
+        with pytest.raises(ValueError, match=r"train_step: .*MultiSteps.*microbatched"):
+            adapters.train_step(model, optimizer, squared_error, *batch)
+
+    def test_works_with_a_model_and_optimizer(self, batch):
+        def tx():
+            return optax.chain(optax_igr.add_gradient_penalty(COEFFICIENT), optax.sgd(0.1))
+
+        model, optimizer = make(tx())
+        both = Classifier(nnx.Rngs(0))
+        joined = nnx.ModelAndOptimizer(both, tx(), wrt=nnx.Param)
+        expected = adapters.train_step(model, optimizer, squared_error, *batch)
+        assert adapters.train_step(both, joined, squared_error, *batch) == expected
+        assert_equal(pure(both), pure(model))
+        with pytest.raises(ValueError, match="train_step: `model` must be the one"):
+            adapters.train_step(model, joined, squared_error, *batch)
+
+    def test_of_replicas_is_the_step_of_the_whole_batch(self, batch):
+        x, y = (jnp.stack([part, 2 * part]) for part in batch)
+
+        def tx():
+            return optax.chain(optax_igr.add_gradient_penalty(COEFFICIENT), optax.sgd(0.1))
+
+        def loss_after_step(x, y, axis_name):
+            model = nnx.Linear(3, 2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+            optimizer = nnx.Optimizer(model, tx(), wrt=nnx.Param)
+            loss = adapters.train_step(model, optimizer, squared_error, x, y, axis_name=axis_name)
+            return loss, pure(model)
+
+        expected = loss_after_step(x.reshape(10, 3), y.reshape(10, 2), None)
+        found = jax.vmap(
+            functools.partial(loss_after_step, axis_name="replica"), axis_name="replica"
+        )(x, y)
+        for replica in range(2):
+            assert_close(jax.tree.map(lambda leaf, i=replica: leaf[i], found), expected)
 
     @pytest.mark.parametrize(
         "tx",
@@ -428,6 +504,94 @@ class TestTrainState:
         # A state whose step is a Python int is one trace, a state whose step is an array another.
         assert len(traces) == 2
 
+    @pytest.mark.parametrize("base", [adapters.TrainState, train_state.TrainState])
+    def test_train_step_is_that_of_the_dense_hessian_with_statistics_and_dropout(self, batch, base):
+        class Network(linen.Module):
+            @linen.compact
+            def __call__(self, x):
+                x = linen.Dense(4, param_dtype=jnp.float64)(x)
+                x = linen.BatchNorm(use_running_average=False, param_dtype=jnp.float64)(x)
+                x = linen.Dropout(0.5, deterministic=False)(jnp.tanh(x))
+                return linen.Dense(2, param_dtype=jnp.float64)(x)
+
+        class State(base):
+            batch_stats: dict
+
+        x, y = batch
+        model = Network()
+        variables = model.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, x)
+        tx = optax.chain(optax_igr.add_gradient_penalty(COEFFICIENT), optax.sgd(0.1))
+        state = State.create(apply_fn=model.apply, tx=tx, **variables)
+
+        def loss_fn(params, statistics, key, x, y):
+            variables = {"params": params, "batch_stats": statistics}
+            outputs, changes = model.apply(
+                variables, x, mutable=["batch_stats"], rngs={"dropout": key}
+            )
+            return jnp.mean((outputs - y) ** 2), changes
+
+        @jax.jit
+        def step(state, key, x, y):
+            inputs = (state.batch_stats, key, x, y)
+            state, (loss, changes) = adapters.train_step(state, loss_fn, *inputs, has_aux=True)
+            return state.replace(batch_stats=changes["batch_stats"]), loss
+
+        for count, key in enumerate(jax.random.split(jax.random.key(2)), 1):
+            inputs = (state.batch_stats, key, x, y)
+            expected = dense_step(
+                lambda p, inputs=inputs: loss_fn(p, *inputs)[0], state.params, 0.1, COEFFICIENT
+            )
+            value, changes = loss_fn(state.params, *inputs)
+            state, loss = step(state, key, x, y)
+            assert_close(state.params, expected)
+            assert_close(state.batch_stats, changes["batch_stats"])
+            np.testing.assert_allclose(loss, value)
+            assert state.step == count
+            assert state.tx is tx
+
+    def test_train_step_of_replicas_of_overwritten_collections_and_of_multi_steps(self):
+        calls = []
+        params = {"params": {"w": jnp.ones(2)}, OVERWRITE_WITH_GRADIENT: {"scale": jnp.ones(())}}
+
+        def state_of(tx):
+            return adapters.TrainState.create(apply_fn=None, params=params, tx=tx)
+
+        def loss_fn(params, x):
+            scale = params[OVERWRITE_WITH_GRADIENT]["scale"]
+            return scale * jnp.sum(params["params"]["w"] ** 3 * x)
+
+        tx = optax.chain(record(calls), optax.sgd(0.5))
+        state, loss = adapters.train_step(state_of(tx), loss_fn, jnp.array([1.0, 2.0]))
+        given, extra_args = calls[0]
+        assert loss == extra_args["value"] == extra_args["value_fn"](given) == 3.0
+        assert_equal(extra_args["grad"], {"w": jnp.array([3.0, 6.0])})
+        assert_equal(state.params["params"]["w"], jnp.array([-0.5, -2.0]))
+        assert state.params[OVERWRITE_WITH_GRADIENT]["scale"] == 3.0
+
+        def replica(x):
+            state, loss = adapters.train_step(state_of(tx), loss_fn, x, axis_name="i")
+            return state.params["params"]["w"], loss
+
+        w, loss = jax.vmap(replica, axis_name="i")(jnp.array([[1.0, 0.0], [1.0, 4.0]]))
+        np.testing.assert_allclose(w, [[-0.5, -2.0]] * 2)
+        np.testing.assert_allclose(loss, [3.0, 3.0])
+
+        calls.clear()
+        adapters.train_step(state_of(optax.MultiSteps(record(calls), 2)), loss_fn, jnp.ones(2))
+        assert calls[0][1].keys() == {"value_fn"}
+
+    def test_learns_from_the_accumulated_gradient_inside_multi_steps(self):
+        state = adapters.TrainState.create(
+            apply_fn=None,
+            params={"w": jnp.ones(1)},
+            tx=optax.MultiSteps(penalty(optax.sgd(0.1)), 2),
+        )
+        for gradient in (jnp.array([1.0]), jnp.array([3.0])):
+            grads = {"w": gradient}
+            state = state.apply_gradients(grads=grads, extra_args={"grad": grads, "value": 0.0})
+        displacement = optax.tree.get(state.opt_state, "displacement")
+        np.testing.assert_allclose(displacement["w"], 2 * 0.02 * 2.0)
+
     @pytest.mark.parametrize("tx", [optax.scale(-0.1), optax.adam(0.1)])
     @pytest.mark.parametrize("extra_args", [None, {}, {"value": 1.0}])
     def test_is_the_state_of_flax_for_a_transform_that_needs_nothing(self, tx, extra_args):
@@ -464,3 +628,65 @@ class TestTrainState:
         other = optax.sgd(0.1)
         state = state.apply_gradients(grads={"w": jnp.ones(2)}, extra_args={"value": 3.0}, tx=other)
         assert state.tx is other
+
+
+def is_head(params):
+    def selects(path, x):
+        return "head" in jax.tree_util.keystr(path)
+
+    return jax.tree_util.tree_map_with_path(selects, params)
+
+
+COMPOSITIONS = {
+    "alone": lambda: penalty(optax.sgd(0.1)),
+    "masked": lambda: optax.chain(
+        optax.masked(penalty(optax.sgd(0.1)), is_head, mask_compatible_extra_args=True),
+        optax.masked(optax.sgd(0.1), lambda p: jax.tree.map(lambda keep: not keep, is_head(p))),
+    ),
+    "partition": lambda: optax.partition(
+        {True: penalty(optax.sgd(0.1)), False: penalty(optax.sgd(0.1))},
+        is_head,
+        mask_compatible_extra_args=True,
+    ),
+}
+
+
+class TestEvalParams:
+    @pytest.mark.parametrize("composition", COMPOSITIONS)
+    def test_are_those_of_the_inner_optimizer(self, batch, composition):
+        model, optimizer = make(COMPOSITIONS[composition]())
+        plain, plain_optimizer = make(optax.sgd(0.1))
+        adapters.train_step(model, optimizer, squared_error, *batch)
+        adapters.train_step(plain, plain_optimizer, squared_error, *batch)
+        found = adapters.eval_params(optimizer, model)
+        assert_close(found, pure(plain))
+        assert jnp.abs(pure(model)["head"]["kernel"] - pure(plain)["head"]["kernel"]).max() > 1e-3
+        evaluated = nnx.clone(model)
+        nnx.update(evaluated, found)
+        assert_close(pure(evaluated), pure(plain))
+
+    def test_of_linen_and_of_a_model_and_optimizer(self, batch):
+        both = Classifier(nnx.Rngs(0))
+        joined = nnx.ModelAndOptimizer(both, penalty(optax.sgd(0.1)), wrt=nnx.Param)
+        adapters.train_step(both, joined, squared_error, *batch)
+        assert_equal(adapters.eval_params(joined), adapters.eval_params(joined, both))
+
+        params = {"w": linen.Partitioned(jnp.ones(2), names=("x",))}
+        for boxed in (params, linen.unbox(params)):
+            state = adapters.TrainState.create(
+                apply_fn=None, params=boxed, tx=penalty(optax.sgd(0.1))
+            )
+            state = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, boxed))
+            found = adapters.eval_params(state)
+            assert jax.tree.structure(found) == jax.tree.structure(boxed)
+            np.testing.assert_allclose(linen.unbox(found)["w"], 0.9)
+            np.testing.assert_allclose(linen.unbox(state.params)["w"], 0.94)
+
+    def test_names_what_is_missing(self):
+        model, optimizer = make(optax.sgd(0.1))
+        with pytest.raises(ValueError, match="holds no `displacement`"):
+            adapters.eval_params(optimizer, model)
+        with pytest.raises(ValueError, match=r"eval_params: an nnx\.Optimizer needs `model`"):
+            adapters.eval_params(optimizer)
+        with pytest.raises(ValueError, match=r"eval_params: expected an nnx\.Optimizer or a Linen"):
+            adapters.eval_params({})

@@ -35,7 +35,7 @@ def of_percent_script(text: str) -> list[tuple[str, str]]:
 
 
 def notebook(name: str) -> dict:
-    return json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
+    return json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
 
 
 def code_cells(name: str) -> list[dict]:
@@ -51,7 +51,7 @@ def test_script_and_notebook_have_the_same_cells(name):
     cells = [
         (cell["cell_type"], "".join(cell["source"]).strip()) for cell in notebook(name)["cells"]
     ]
-    assert cells == of_percent_script((NOTEBOOKS / f"{name}.py").read_text())
+    assert cells == of_percent_script((NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,7 +93,7 @@ def test_figures_are_there_and_the_file_is_small(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_begins_with_a_question_and_says_limits_references_and_how_to_run_it_bigger(name):
-    script = of_percent_script((NOTEBOOKS / f"{name}.py").read_text())
+    script = of_percent_script((NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8"))
     kind, first = script[0]
     assert kind == "markdown"
     assert "?" in first.split("\n")[0]

@@ -19,7 +19,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def blocks(*languages):
     """Returns the blocks in these languages, named by the line of the README that they begin on."""
-    text = README.read_text()
+    text = README.read_text(encoding="utf-8")
     return [
         pytest.param(match[2], id=f"line_{text[: match.start(2)].count(chr(10)) + 1}")
         for match in BLOCK.finditer(text)

@@ -2,107 +2,175 @@
 
 import dataclasses
 import math
-import statistics
 
-from benchmarks import figures
-from benchmarks.experiment import Column, Entry, Experiment, Figure
-from benchmarks.experiments import curvature_costs as costs
-from benchmarks.experiments.curvature_techniques import CONVEX, NETWORK
-from benchmarks.experiments.metering import with_meters
+import numpy as np
+import optax
+
+import optax_igr
+from benchmarks.costs import curvature_costs
+from benchmarks.engine.gradient_counts import count_gradients
+from benchmarks.engine.table import RUN, Series, Table, at_lowest, groups, is_measured
+from benchmarks.experiments import curvature_figures
+from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure, Measurement
 from benchmarks.problems import autoencoder, convex
-from benchmarks.records import Record, groups
+from benchmarks.problems.counted import with_counts
+from benchmarks.problems.problem import Problem
+from benchmarks.report import charts
+from benchmarks.report.presentation import value_column
+from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.counting import SPENT, counting_passes
+from benchmarks.techniques.curvature import (
+    PRODUCT,
+    constant_spent,
+    full_batch,
+    inverse_root,
+    lbfgs_passes,
+    line_searched,
+    newton_passes,
+)
+from benchmarks.techniques.technique import Technique
 
 CONVEX_PROBLEMS = ("hinge", "logistic", "a9a")
+
+
+# Rates and schedules that this comparison needs, under the names that the suite has for the plain techniques.
+_DECAYED_SGD = Technique(
+    "sgd",
+    lambda rate, plan: optax.sgd(inverse_root(rate, plan)),
+    (0.1, 0.3, 1.0),
+    "rate ∝ 1/√epoch",
+    spent=constant_spent(1),
+)
+_CONVEX = (
+    _DECAYED_SGD,
+    *(
+        TECHNIQUES[name]
+        for name in (
+            *("svrg", "sqn", "slbfgs", "multibatch", "naive_lbfgs"),
+            *("full_lbfgs", "optimistix_lbfgs", "full_newton_cg"),
+        )
+    ),
+)
+# A step on the autoencoder takes more passes than one on a linear classifier: it comes less often.
+_NETWORK = (
+    dataclasses.replace(
+        TECHNIQUES["adam"],
+        grid=(1e-3, 3e-3, 1e-2),
+        about="on the batches, constant rate",
+        spent=constant_spent(1),
+    ),
+    full_batch(
+        "full_lbfgs", lambda rate: optax.lbfgs(), lbfgs_passes, 1.0, "optax.lbfgs on all examples"
+    ),
+    full_batch(
+        "full_newton_cg",
+        line_searched(optax_igr.scale_by_newton_cg(damping=1.0, tolerance=0.1)),
+        newton_passes(PRODUCT),
+        25.0,
+        "Newton-CG on all examples, then Optax's backtracking",
+    ),
+    TECHNIQUES["full_gauss_newton_cg"],
+)
 
 
 def _problems(data_dir):
     problems = [convex.squared_hinge(), convex.logistic()]
     problems += [] if data_dir is None else [convex.a9a(data_dir)]
-    return [with_meters(problem) for problem in (*problems, autoencoder.digits())]
+    return [*problems, autoencoder.digits()]
 
 
-def is_cost(record: Record) -> bool:
-    """Says whether a record is the cost of an operation, not a run."""
-    return record.problem in costs.PROBLEMS
+def _counting(technique: Technique, problem: Problem) -> Technique:
+    """Lets a technique count its passes; of one that cannot tell they are those of its counted first steps."""
+    spent = technique.spent
+    if spent is None:
+        settings = technique.named_settings(technique.grid[0])
+        gradients, products = count_gradients(problem, technique, settings)
+        spent = constant_spent(gradients + PRODUCT * products)
+    return counting_passes(technique, spent)
 
 
-def measure_of(record: Record) -> str:
-    """Returns the name of what is compared: the distance from the minimum where that is known."""
-    return "suboptimality" if "suboptimality" in record.final else "train_loss"
+def costs_of(runs: Table) -> Table:
+    """Keeps the costs of operations, which are no runs."""
+    return runs[runs["problem"].isin(curvature_costs.PROBLEMS)]
 
 
-def end(group: list[Record]) -> float:
-    """Returns the geometric mean of the seeds at the end; infinity where one diverged."""
-    ends = [r.final[measure_of(r)] for r in group]
-    if not all(math.isfinite(x) and x > 0 for x in ends):
-        return math.inf
-    return math.exp(statistics.fmean(map(math.log, ends)))
+def runs_of(runs: Table) -> Table:
+    """Keeps the runs, with `end`: the distance from the minimum where that is known, else the training loss."""
+    own = runs[~runs["problem"].isin(curvature_costs.PROBLEMS)]
+    if "suboptimality" not in own:
+        return own.assign(end=own["train_loss"])
+    return own.assign(end=own["suboptimality"].fillna(own["train_loss"]))
+
+
+def measure_of(runs: Table) -> str:
+    """Returns the name of what is compared on a problem."""
+    return "suboptimality" if is_measured(runs, "suboptimality") else "train_loss"
+
+
+def _geometric_mean(ends: Series) -> float:
+    positive = np.isfinite(ends) & (ends > 0)
+    return float(np.exp(np.log(ends).mean())) if positive.all() else math.inf
+
+
+def means(runs: Table) -> Table:
+    """Returns by rate the geometric mean of the seeds at the end, infinite where one diverged, and the passes."""
+    return runs.groupby(RUN, sort=False).agg(
+        end=("end", _geometric_mean), passes=("passes", "mean")
+    )
 
 
 def _for_runs(cell):
-    return lambda group, runs: "" if is_cost(group[0]) else cell(group)
-
-
-def _for_costs(name, spec):
-    def cell(group, runs):
+    def made(group, runs):
         del runs
-        value = group[0].final.get(name) if is_cost(group[0]) else None
-        return "" if value is None else format(value, spec)
+        own = runs_of(group)
+        return "" if own.empty else cell(own)
 
-    return cell
+    return made
 
 
 def _end_cell(group):
-    ends = [r.final[measure_of(r)] for r in group]
-    if not math.isfinite(end(group)):
-        return f"diverged ({sum(not math.isfinite(x) for x in ends)} of {len(ends)})"
-    return f"{end(group):.2e} [{min(ends):.1e}, {max(ends):.1e}]"
+    ends = group["end"]
+    end = _geometric_mean(ends)
+    if not math.isfinite(end):
+        return f"diverged ({int((~np.isfinite(ends)).sum())} of {len(ends)})"
+    return f"{end:.2e} [{ends.min():.1e}, {ends.max():.1e}]"
 
 
 def _pairs_cell(group):
-    pairs = sum(r.final["pairs"] for r in group)
-    if not pairs > 0:
-        return ""
-    return f"{100 * sum(r.final['rejected'] for r in group) / pairs:.1f} % of {pairs:.0f}"
+    pairs, rejected = group["pairs"].sum(), group["rejected"].sum()
+    return f"{100 * rejected / pairs:.1f} % of {pairs:.0f}" if pairs > 0 else ""
 
 
-def headline(runs: list[Record]) -> str:
+def headline(runs: Table) -> str:
     """Says where the best rate of each technique ended, problem by problem."""
-    best: dict[str, dict[str, tuple[float, float]]] = {}
-    for (problem, technique, _), group in groups([r for r in runs if not is_cost(r)]).items():
-        found = best.setdefault(problem, {})
-        passes = statistics.fmean(r.final["passes"] for r in group)
-        found[technique] = min((end(group), passes), found.get(technique, (math.inf, passes)))
-    measures = {r.problem: measure_of(r) for r in runs if not is_cost(r)}
     named = {"suboptimality": "distance from the minimum", "train_loss": "training loss"}
-    sentences = [
-        f"{problem}, {named[measures[problem]]} at the best rate and passes over the data: "
-        + ", ".join(
-            f"{t} {_shown(x)} ({p:.0f})" for t, (x, p) in sorted(found.items(), key=_by_end)
+    sentences = []
+    for (problem,), own in groups(runs_of(runs), ["problem"]).items():
+        best = means(own).sort_values(["end", "passes"], kind="stable")
+        best = (
+            best.groupby(level="technique", sort=False).head(1).droplevel(["problem", "settings"])
         )
-        + "."
-        for problem, found in best.items()
-    ]
-    return " ".join([*sentences, *costs.headline([r for r in runs if is_cost(r)])])
+        listed = ", ".join(f"{name} {_shown(x)} ({n:.0f})" for name, (x, n) in best.iterrows())
+        sentences.append(
+            f"{problem}, {named[measure_of(own)]} at the best rate and passes over the data: {listed}."
+        )
+    return " ".join([*sentences, *curvature_figures.sentences(costs_of(runs))])
 
 
 def _shown(x):
     return f"{x:.1e}" if math.isfinite(x) else "diverged"
 
 
-def _by_end(item):
-    return item[1]
-
-
 def _figures(runs):
     found = []
-    for problem in dict.fromkeys(r.problem for r in runs if not is_cost(r)):
-        own = best_rates([r for r in runs if r.problem == problem])
-        measure = measure_of(own[0])
+    for (problem,), own in groups(runs_of(runs), ["problem"]).items():
+        best = at_lowest(own, means(own)["end"])
+        measure = measure_of(own)
         title = "L − min L" if measure == "suboptimality" else "training loss"
-        first = max(r.curve[measure][0] for r in own)
-        chart = figures.curves(
-            own,
+        # A diverged start would stretch the axis: nothing above three times the first loss is drawn.
+        first = max(curve[measure][0] for curve in best["curve"])
+        chart = charts.curves(
+            best,
             [(measure, title, "log")],
             x="passes",
             x_title="passes over the data",
@@ -111,30 +179,14 @@ def _figures(runs):
         found.append(
             Figure(
                 f"{measure}_{problem}",
-                f"{title}: {own[0].settings}",
+                f"{title}: {own['about'].iloc[0]}",
                 "Each technique at its best rate; one that diverged at every rate has no line. A pass is a gradient "
                 "on every example; a Hessian-vector product counts as two, a Gauss-Newton-vector product as 4/3, a "
                 "loss as 1/3.",
                 chart,
             )
         )
-    return found + costs.figures_of([r for r in runs if is_cost(r)])
-
-
-def best_rates(runs: list[Record]) -> list[Record]:
-    """Keeps the runs at each technique's best rate, with the mean of the seeds' passes on the abscissa."""
-    by_technique: dict[str, list[list[Record]]] = {}
-    for (_, technique, _), group in groups(runs).items():
-        by_technique.setdefault(technique, []).append(group)
-    return [
-        r for groups_ in by_technique.values() for r in _with_mean_passes(min(groups_, key=end))
-    ]
-
-
-def _with_mean_passes(group):
-    points = zip(*(r.curve["passes"] for r in group), strict=True)
-    passes = [statistics.fmean(point) for point in points]
-    return [dataclasses.replace(r, curve={**r.curve, "passes": passes}) for r in group]
+    return found + curvature_figures.draw(costs_of(runs))
 
 
 EXPERIMENT = Experiment(
@@ -147,8 +199,8 @@ EXPERIMENT = Experiment(
     "Newton-CG beside L-BFGS and Adam on an autoencoder, which is not convex.",
     problems=_problems,
     entries=[
-        *(Entry(t, problems=CONVEX_PROBLEMS) for t in CONVEX),
-        *(Entry(t, problems=(autoencoder.NAME,)) for t in NETWORK),
+        *(Entry(technique, problems=CONVEX_PROBLEMS) for technique in _CONVEX),
+        *(Entry(technique, problems=(autoencoder.NAME,)) for technique in _NETWORK),
     ],
     columns=[
         Column(
@@ -159,30 +211,29 @@ EXPERIMENT = Experiment(
         Column(
             "passes",
             "over the data, counted; a Hessian-vector product is two, a Gauss-Newton-vector product 4/3, a loss 1/3",
-            _for_runs(lambda group: f"{statistics.fmean(r.final['passes'] for r in group):.0f}"),
+            _for_runs(lambda group: f"{group['passes'].mean():.0f}"),
         ),
         Column(
             "rejected pairs",
             "by the guard, of those offered, over all seeds; of the naive ones, those without positive curvature",
             _for_runs(_pairs_cell),
         ),
-        Column(
-            "gradients", "of a batch in a step, counted by hand", _for_costs("gradients", ".3g")
+        *(
+            value_column(*column)
+            for column in (
+                ("gradients", "of a batch in a step, counted by hand", "gradients", ".3g"),
+                ("time ×", "beside a gradient, median of interleaved rounds", "time", ".2f"),
+                ("ms", "median time", "milliseconds", ".2f"),
+                ("FLOPs ×", "beside a gradient, the compiler's own figure", "flops", ".2f"),
+                ("memory ×", "temporary and output bytes beside a gradient", "memory", ".2f"),
+                ("error", "relative, against float64", "error", ".0e"),
+            )
         ),
-        Column(
-            "time ×", "beside a gradient, median of interleaved rounds", _for_costs("time", ".2f")
-        ),
-        Column("ms", "median time", _for_costs("milliseconds", ".2f")),
-        Column(
-            "FLOPs ×", "beside a gradient, the compiler's own figure", _for_costs("flops", ".2f")
-        ),
-        Column(
-            "memory ×", "temporary and output bytes beside a gradient", _for_costs("memory", ".2f")
-        ),
-        Column("error", "relative, against float64", _for_costs("error", ".0e")),
     ],
     headline=headline,
     figures=_figures,
-    measurements=[costs.MEASUREMENT],
+    measurements=[Measurement(curvature_costs.KEYS, curvature_costs.measure)],
     needs=("passes",),
+    adapt_technique=_counting,
+    adapt_problem=lambda problem: with_counts(problem, SPENT),
 )

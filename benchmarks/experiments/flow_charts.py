@@ -8,25 +8,24 @@ import altair as alt
 import contourpy
 import numpy as np
 
-from benchmarks.experiment import Figure
-from benchmarks.figures import COLOURS, DASHES, HEIGHT, WIDTH
-from benchmarks.records import Record
+from benchmarks.engine.table import Table, curves, groups
+from benchmarks.experiments.experiment import Figure
+from benchmarks.report import figures
+from benchmarks.report.figures import HEIGHT, WIDTH
 
 LEVELS = (0.02, 0.2, 1.0, 4.0, 12.0, 30.0)
 OVERVIEW = ((0.0, 3.2), (0.0, 3.8))
 CLOSE_UP = ((0.27, 0.33), (1.92, 2.2))
 
 
-def draw(runs: Sequence[Record]) -> list[Figure]:
+def draw(runs: Table) -> list[Figure]:
     """Draws all four."""
-    of = {
-        problem: [r for r in runs if r.problem == problem] for problem in {r.problem for r in runs}
-    }
+    of = {problem: own for (problem,), own in groups(runs, ["problem"]).items()}
     return [
         Figure(
             "paths",
             "Two weights: where each path ends on the line of minima",
-            "E = (0.6 − ab)²/2. Grey: level sets of E; black: its minima, with a cross at the one of least norm. Dots "
+            "E = (0.6 − ab)²/2. Gray: level sets of E; black: its minima, with a cross at the one of least norm. Dots "
             "are single steps. At the large rate gradient descent ends nearer the cross than gradient flow does; the "
             "flows of order 1 and 2 end where it ends, to their order (right: the end, enlarged).",
             _paths(of["two weights"]),
@@ -56,23 +55,16 @@ def draw(runs: Sequence[Record]) -> list[Figure]:
 
 
 def _paths(runs):
-    labels = [_label(r) for r in runs]
-    rows = [
-        {"label": label, "index": i, "time": t, "a": a, "b": b}
-        for label, r in zip(labels, runs, strict=True)
-        for i, (t, a, b) in enumerate(zip(r.curve["time"], r.curve["a"], r.curve["b"], strict=True))
-    ]
+    # Gradient flow has no rate, or the rate zero.
+    names = runs["technique"] + [f", h = {h:g}" if h else "" for h in runs["setting"]]
+    labels = list(names)
+    rows = curves(runs.assign(label=names), ["time", "a", "b"])
+    rows = rows.rename(columns={"point": "index"})[["label", "index", "time", "a", "b"]]
     panels = [
         _plane(rows, labels, OVERVIEW, 1.35 * WIDTH, 1.6 * HEIGHT),
         _plane(rows, labels, CLOSE_UP, 1.35 * WIDTH, 1.6 * HEIGHT),
     ]
     return alt.hconcat(*panels)
-
-
-def _label(record):
-    if record.learning_rate == 0:
-        return record.technique
-    return f"{record.technique}, h = {record.learning_rate:g}"
 
 
 def _plane(rows, labels, domain, width, height):
@@ -89,23 +81,24 @@ def _plane(rows, labels, domain, width, height):
 
     def lines(values, **mark):
         return (
-            alt.Chart(alt.Data(values=values))
+            alt.Chart(figures.data(values))
             .mark_line(clip=True, **mark)
             .encode(x=a, y=b, order="index:Q", detail="line:N")
         )
 
     paths = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(figures.data(rows))
         .mark_line(clip=True, strokeWidth=2)
         .encode(x=a, y=b, order="index:Q", color=hue, strokeDash=dash, tooltip=tooltip)
     )
-    steps = [row for row in rows if row["label"] == labels[1]]
+    # Gradient descent at the large rate, whose steps can be seen.
+    steps = rows[rows["label"] == labels[1]]
     dots = (
-        alt.Chart(alt.Data(values=steps))
+        alt.Chart(figures.data(steps))
         .mark_circle(clip=True, size=34, opacity=1)
         .encode(x=a, y=b, color=hue, tooltip=tooltip)
     )
-    least = alt.Chart(alt.Data(values=[{"a": 0.6**0.5, "b": 0.6**0.5}])).mark_point(
+    least = alt.Chart(figures.data([{"a": 0.6**0.5, "b": 0.6**0.5}])).mark_point(
         shape="cross", angle=45, size=180, filled=True, color="black", opacity=1, clip=True
     )
     return alt.layer(
@@ -119,6 +112,7 @@ def _plane(rows, labels, domain, width, height):
 
 def _level_sets(domain):
     (a_low, a_high), (b_low, b_high) = domain
+    # Fine enough for a level set to look smooth in the close-up.
     a, b = np.linspace(a_low, a_high, 161), np.linspace(b_low, b_high, 161)
     loss = (0.6 - a[None] * b[:, None]) ** 2 / 2
     contours = contourpy.contour_generator(a, b, loss)
@@ -138,28 +132,20 @@ def _minima(domain):
     ]
 
 
-def _errors(panels: Sequence[Sequence[Record]], x_title: str) -> Any:
-    labels = [r.technique for r in panels[0]]
+def _errors(panels: Sequence[Table], x_title: str) -> Any:
+    labels = list(panels[0]["technique"])
     return alt.hconcat(*(_error_panel(runs, labels, x_title) for runs in panels))
 
 
 def _error_panel(runs, labels, x_title):
-    rows = [
-        {"label": r.technique, "h": h, "error": e}
-        for r in runs
-        for h, e in zip(r.curve["step_size"], r.curve["error"], strict=True)
-    ]
-    ends = [
-        {
-            "label": r.technique,
-            "h": min(r.curve["step_size"]),
-            "error": min(r.curve["error"]),
-            "slope": f"{r.final['value']:.2f}",
-        }
-        for r in runs
-    ]
+    points = curves(runs, ["step_size", "error"])
+    rows = points.assign(label=points["technique"], h=points["step_size"])
+    lowest = points.groupby("technique", sort=False)[["step_size", "error"]].min()
+    ends = runs.set_index("technique")[["value"]].join(lowest).reset_index()
+    ends = ends.rename(columns={"technique": "label", "step_size": "h"})
+    ends["slope"] = [f"{value:.2f}" for value in ends["value"]]
     hue, dash = _style(labels, None)
-    sizes = sorted({row["h"] for row in rows})
+    sizes = sorted(rows["h"].unique())
     x = alt.X(
         "h:Q",
         title=x_title,
@@ -170,12 +156,14 @@ def _error_panel(runs, labels, x_title):
         "error:Q",
         title="distance from the flow",
         scale=alt.Scale(type="log"),
-        axis=_decades(row["error"] for row in rows),
+        axis=_decades(rows["error"]),
     )
     tooltip = ["label:N", "h:Q", alt.Tooltip("error:Q", format=".3e")]
-    line = alt.Chart(alt.Data(values=rows)).encode(x=x, y=y, color=hue, tooltip=tooltip)
+    line = alt.Chart(figures.data(rows[["label", "h", "error"]])).encode(
+        x=x, y=y, color=hue, tooltip=tooltip
+    )
     text = (
-        alt.Chart(alt.Data(values=ends))
+        alt.Chart(figures.data(ends[["label", "h", "error", "slope"]]))
         .mark_text(align="right", dx=-8, fontSize=12, fontWeight="bold")
         .encode(x=x, y=y, text="slope:N", color=hue)
     )
@@ -183,26 +171,23 @@ def _error_panel(runs, labels, x_title):
         line.mark_line(strokeWidth=2).encode(strokeDash=dash),
         line.mark_circle(size=40, opacity=1),
         text,
-    ).properties(width=WIDTH, height=HEIGHT, title=runs[0].problem)
+    ).properties(width=WIDTH, height=HEIGHT, title=runs["problem"].iloc[0])
 
 
 def _drift(runs):
-    hue, dash = _style([r.technique for r in runs], "distance to")
-    rows = [
-        {"label": r.technique, "time": t, "distance": d}
-        for r in runs
-        for t, d in zip(r.curve["time"], r.curve["distance"], strict=True)
-    ]
+    hue, dash = _style(list(runs["technique"]), "distance to")
+    rows = curves(runs.assign(label=runs["technique"]), ["time", "distance"])
+    rows = rows[["label", "time", "distance"]]
     y = alt.Y(
         "distance:Q",
         title="distance of gradient descent",
         scale=alt.Scale(type="log"),
-        axis=_decades(row["distance"] for row in rows),
+        axis=_decades(rows["distance"]),
     )
     x = alt.X("time:Q", title="time (learning rate × steps)")
     tooltip = ["label:N", "time:Q", alt.Tooltip("distance:Q", format=".3e")]
     return (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(figures.data(rows))
         .mark_line(strokeWidth=2.2)
         .encode(x=x, y=y, color=hue, strokeDash=dash, tooltip=tooltip)
         .properties(width=2 * WIDTH, height=1.2 * HEIGHT)
@@ -210,27 +195,11 @@ def _drift(runs):
 
 
 def _largest_own_error(runs):
-    return max(max(r.curve["own_error"]) for r in runs)
+    return max(max(curve["own_error"]) for curve in runs["curve"])
 
 
 def _style(labels, title):
-    colours = [COLOURS[i % len(COLOURS)] for i in range(len(labels))]
-    dashes = [DASHES[i % len(DASHES)] for i in range(len(labels))]
-    legend = {"title": title, "symbolType": "stroke", "symbolSize": 500, "symbolStrokeWidth": 2.5}
-    return (
-        alt.Color(
-            "label:N",
-            sort=labels,
-            scale=alt.Scale(domain=labels, range=colours),
-            legend=alt.Legend(**legend),
-        ),
-        alt.StrokeDash(
-            "label:N",
-            sort=labels,
-            scale=alt.Scale(domain=labels, range=dashes),
-            legend=alt.Legend(**legend),
-        ),
-    )
+    return figures.style_of(labels, title, symbolSize=500)
 
 
 def _decades(values):

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
-from benchmarks.experiments.flow_measurement import Measurement
+from benchmarks.experiments.experiment import Measurement
+from benchmarks.experiments.flow_measurement import flow_measurement
 from benchmarks.experiments.flow_paths import two_weights
 from optax_igr import flows
 
@@ -48,6 +49,7 @@ def _digits_problem(width: int, num_images: int):
     """Returns the cross-entropy of a tanh network 64-width-10, and a start, in float64."""
     pixels, targets = load_digits(return_X_y=True)
     images, labels = pixels[:num_images] / 16.0, np.eye(10)[targets[:num_images]]
+    # Drawn by NumPy in float64: the errors of high order need all digits.
     rng = np.random.default_rng(0)
     params = {
         "hidden": rng.normal(size=(64, width)) / 8,
@@ -93,7 +95,7 @@ def _local_measurements():
     }
     for problem, (loss, point, sizes, settings) in problems.items():
         for order in range(5):
-            yield Measurement(
+            yield flow_measurement(
                 problem,
                 settings,
                 f"order {order}",
@@ -122,8 +124,10 @@ def _optimizer_errors(name, order):
             updates, state = transform.update(jax.grad(value_fn)(params), state, params)
             return optax.apply_updates(params, updates), state
 
+        # A momentum that starts at zero follows its flow only after some steps.
         first = jax.lax.fori_loop(0, settling, step, (start, transform.init(start)))
         last, _ = jax.lax.fori_loop(0, num_steps, step, first)
+        # Twice, so that the integrator's own error is measured beside the flow's.
         tolerances = jnp.array([1e-12, 1e-10])
         ends = jax.lax.map(
             lambda tol: flows.integrate(
@@ -152,7 +156,7 @@ def _distances(flow, steps, ends):
 def _optimizer_measurements():
     for name in OPTIMIZERS:
         for order, technique in ((0, "without the correction"), (1, "with the correction")):
-            yield Measurement(
+            yield flow_measurement(
                 name,
                 "64 digits, MLP 64-8-10 (tanh), momentum 0.6, Adam's β₂ 0.8 and ε 1e-3 in the root",
                 technique,
@@ -177,6 +181,7 @@ def _drift(order):
         params = jax.tree.map(jnp.asarray, start)
         _, path = jax.lax.scan(step, params, length=DIGITS_STEPS)
         times = DIGITS_RATE * jnp.arange(1, DIGITS_STEPS + 1)
+        # The last product may be one rounding beyond the end of the integration.
         times = times.at[-1].set(duration)
         paths = jax.lax.map(
             lambda tol: flows.integrate(field, params, duration, save_at=times, rtol=tol, atol=tol),
@@ -194,7 +199,7 @@ def _drift(order):
 def _drift_measurements():
     names = ("gradient flow", *(f"modified flow, order {order}" for order in (1, 2, 3)))
     for order, technique in enumerate(names):
-        yield Measurement(
+        yield flow_measurement(
             "digits",
             f"256 digits, MLP 64-16-10 (tanh), gradient descent at rate {DIGITS_RATE:g}",
             technique,

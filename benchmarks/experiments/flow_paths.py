@@ -8,7 +8,8 @@ import numpy as np
 import optax
 
 import optax_igr
-from benchmarks.experiments.flow_measurement import Measurement
+from benchmarks.experiments.experiment import Measurement
+from benchmarks.experiments.flow_measurement import flow_measurement
 from optax_igr import flows
 
 START = (2.8, 3.5)
@@ -44,6 +45,7 @@ def _steps(transform, learning_rate, num_steps, shown):
 
 
 def _flow(field):
+    # Dense at the start, where the path is fast.
     times = np.concatenate([[0], np.geomspace(1e-3, 6, 80)])
     points = flows.integrate(field, jnp.array(START), 6.0, save_at=times, rtol=1e-10, atol=1e-10)
     return _path(points, times)
@@ -52,8 +54,9 @@ def _flow(field):
 def measurements() -> list[Measurement]:
     """Lists the paths."""
     gradient_flow = flows.gradient_flow(two_weights)
+    # Six thousand points would draw the same line.
     spaced = [0, *np.unique(np.geomspace(1, 6000, 120).astype(int))]
-    penalised = optax.chain(optax_igr.add_gradient_penalty(PENALTY), optax.sgd(PENALTY_RATE))
+    penalized = optax.chain(optax_igr.add_gradient_penalty(PENALTY), optax.sgd(PENALTY_RATE))
     measured = {
         ("gradient descent", SMALL_RATE, 6000): lambda: _steps(
             optax.sgd(SMALL_RATE), SMALL_RATE, 6000, spaced
@@ -68,9 +71,12 @@ def measurements() -> list[Measurement]:
         ("modified flow, order 2", LARGE_RATE, 0): lambda: _flow(
             flows.modified_flow(gradient_flow, LARGE_RATE, 2)
         ),
+        # A small rate, so that its own implicit term does not matter.
         (f"explicit penalty {PENALTY:g} ‖∇E‖²", PENALTY_RATE, 60_000): lambda: _steps(
-            penalised, PENALTY_RATE, 60_000, [10 * i for i in spaced]
+            penalized, PENALTY_RATE, 60_000, [10 * i for i in spaced]
         ),
     }
     settings = "E = (0.6 - ab)²/2 from (2.8, 3.5)"
-    return [Measurement("two weights", settings, *key, measure=m) for key, m in measured.items()]
+    return [
+        flow_measurement("two weights", settings, *key, measure=m) for key, m in measured.items()
+    ]

@@ -1,57 +1,30 @@
 """Few relevant inputs among many: EG± beside gradient descent and Adam, online and on LIBSVM files."""
 
 import math
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import jax.numpy as jnp
-import optax
+import pandas as pd
 
-import optax_igr
-from benchmarks import figures
-from benchmarks.experiment import Column, Entry, Experiment, Figure
+from benchmarks.engine.table import RUN, Series, Table, at_lowest, groups, is_measured
+from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import PROBLEMS
-from benchmarks.problems.online import counted, on_params, sparse_regression
+from benchmarks.problems.counted import with_counts
+from benchmarks.problems.online import sparse_regression
 from benchmarks.problems.problem import Problem
-from benchmarks.records import Record, groups
-from benchmarks.technique import Technique
+from benchmarks.report import charts, figures
 from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.counting import INCURRED, counting_losses
 
 NUM_INPUTS = (30, 100, 300, 1000)
 FILES = ("a9a", "w8a")
-
-# The l1 norm of the three relevant weights, and a radius that the classifiers do not reach.
-TOTAL = 30.0
-LARGE_TOTAL = 300.0
 
 # A weight of at most this size is counted as none.
 THRESHOLD = 1e-3
 
 SPARSE = "sparse_"
-
-
-# A bias is neither sparse nor in the ball of the weights.
-BIAS_RATE = 0.5
-
-
-def _eg_plus_minus(total: float, name: str) -> Technique:
-    def make(learning_rate: Any, num_steps: int) -> optax.GradientTransformation:
-        del num_steps
-        links: dict[Any, Any] = {
-            "weight": optax_igr.eg_plus_minus(learning_rate, total=total),
-            "bias": optax.sgd(BIAS_RATE),
-        }
-        return optax.partition(links, lambda params: {name: name for name in params})
-
-    return Technique(
-        name,
-        make,
-        tuple(0.0125 * 2.0**k for k in range(12)),
-        f"EG± with the total {total:g}",
-    )
 
 
 def _problems(data_dir: Path | None) -> list[Problem]:
@@ -66,52 +39,48 @@ def _counting_weights(problem: Problem) -> Problem:
         del train, test
         return jnp.sum(jnp.abs(params["weight"]) > THRESHOLD)
 
-    return problem.replace(
-        measures=on_params(problem.measures),
-        final_measures=on_params(problem.final_measures) | on_params({"num_weights": num_weights}),
+    return problem.replace(final_measures={**problem.final_measures, "num_weights": num_weights})
+
+
+def _scored(problem: Problem) -> Problem:
+    """Scores the loss on the way where every example is seen once; elsewhere the loss at the end is the score."""
+    # More examples than there are means that some come twice: then it is no game.
+    seen = problem.num_steps * (problem.batch_size or problem.num_examples or 1)
+    return with_counts(problem, INCURRED if seen <= (problem.num_examples or 0) else ())
+
+
+def _scores(runs: Table) -> Series:
+    """Returns the score of every run: the loss incurred on the way, else the training loss at the end."""
+    if "incurred" not in runs:
+        return runs["train_loss"]
+    return runs["incurred"].fillna(runs["train_loss"])
+
+
+def at_best_rates(runs: Table) -> Table:
+    """Keeps the runs of each technique and problem at the rate with the lowest mean score."""
+    # The mean of a rate with a diverged seed is not finite: it is the last to be chosen.
+    return at_lowest(
+        runs, runs.assign(score=_scores(runs)).groupby(RUN, sort=False)["score"].mean()
     )
 
 
-def best(runs: Sequence[Record]) -> tuple[float, list[Record]]:
-    """Returns the rate with the lowest mean loss, on the way or at the end, and its runs."""
-    by_rate = {rate: group for (_, _, rate), group in groups(runs).items()}
-
-    def score(rate: float) -> float:
-        measure = "incurred" if "incurred" in by_rate[rate][0].final else "train_loss"
-        mean = statistics.fmean(r.final[measure] for r in by_rate[rate])
-        return mean if math.isfinite(mean) else math.inf
-
-    rate = min(by_rate, key=score)
-    return rate, by_rate[rate]
+def incurred(runs: Table) -> Table:
+    """Returns the runs of the online problems at the best rates, with the number of inputs as a column."""
+    online = runs[runs["problem"].str.startswith(SPARSE)]
+    if online.empty:
+        return online.assign(inputs=0)
+    best = at_best_rates(online)
+    return best.assign(inputs=best["problem"].str.removeprefix(SPARSE).astype(int))
 
 
-def _by_technique(runs: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    found: dict[tuple[str, str], list[Record]] = {}
-    for record in runs:
-        found.setdefault((record.problem, record.technique), []).append(record)
-    return found
-
-
-def incurred(runs: Sequence[Record]) -> dict[str, dict[int, list[float]]]:
-    """Returns by technique and number of inputs the cumulative losses of its best rate, one a seed."""
-    found: dict[str, dict[int, list[float]]] = {}
-    for (problem, technique), group in _by_technique(runs).items():
-        if problem.startswith(SPARSE):
-            losses = [r.final["incurred"] for r in best(group)[1]]
-            found.setdefault(technique, {})[int(problem.removeprefix(SPARSE))] = losses
-    return found
-
-
-def headline(runs: list[Record]) -> str:
+def headline(runs: Table) -> str:
     """Compares the cumulative losses at the most inputs, and the classifiers."""
     sentences = []
-    losses = {
-        technique: {n: statistics.fmean(values) for n, values in by_size.items()}
-        for technique, by_size in incurred(runs).items()
-    }
-    if {"sgd", "eg_plus_minus"} <= losses.keys():
+    online = incurred(runs)
+    if {"sgd", "eg_plus_minus"} <= set(online["technique"]):
+        losses = online.groupby(["technique", "inputs"])["incurred"].mean()
         gd, eg = losses["sgd"], losses["eg_plus_minus"]
-        few, many = min(gd), max(gd)
+        few, many = gd.index.min(), gd.index.max()
         sentences.append(
             f"With 3 relevant inputs of {many}, gradient descent incurs {gd[many]:.0f} and EG± {eg[many]:.0f}, "
             f"{gd[many] / eg[many]:.1f} times less; from {few} to {many} inputs the one grows "
@@ -119,32 +88,25 @@ def headline(runs: list[Record]) -> str:
             f"(ln N grows {math.log(many) / math.log(few):.1f} times)."
         )
     for name in FILES:
+        own = runs[runs["problem"] == name]
         parts = [
-            f"{technique} {100 * _error(best(group)[1]):.2f} % with {_num_weights(best(group)[1]):.0f} weights"
-            for (problem, technique), group in _by_technique(runs).items()
-            if problem == name
+            f"{technique} {_error(group):.2f} % with {group['num_weights'].mean():.0f} weights"
+            for (technique,), group in groups(at_best_rates(own), ["technique"]).items()
         ]
         if parts:
             sentences.append(f"Test error on {name}: {', '.join(parts)}.")
     return " ".join(sentences)
 
 
-def _error(group: Sequence[Record]) -> float:
-    return 1 - statistics.fmean(r.final["test_accuracy"] for r in group)
+def _error(group: Table) -> float:
+    return 100 * (1 - group["test_accuracy"].mean())
 
 
-def _num_weights(group: Sequence[Record]) -> float:
-    return statistics.fmean(r.final["num_weights"] for r in group)
-
-
-def _growth(runs: list[Record]) -> Any:
-    hue, dash = figures.named_style(list(dict.fromkeys(r.technique for r in runs)))
-    rows = [
-        {"label": technique, "x": n} | figures.spread(values)
-        for technique, by_size in incurred(runs).items()
-        for n, values in by_size.items()
-    ]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+def _growth(runs: Table) -> Any:
+    hue, dash = figures.style_of(list(runs["technique"].unique()))
+    rows = charts.spread(incurred(runs), ["technique", "inputs"], "incurred")
+    rows = rows.rename(columns={"technique": "label", "inputs": "x"})
+    base = alt.Chart(figures.data(rows)).encode(
         x=alt.X(
             "x:Q",
             title="number of inputs N",
@@ -167,21 +129,28 @@ def _growth(runs: list[Record]) -> Any:
     return (area + line).properties(width=2 * figures.WIDTH, height=figures.HEIGHT)
 
 
-def _sparsity(runs: list[Record]) -> Any:
-    names = list(dict.fromkeys(r.technique for r in runs))
+def _sparsity_rows(runs: Table) -> Table:
+    grouped = runs.groupby([*RUN, "setting"], sort=False)
+    rows = grouped.agg(
+        weights=("num_weights", "mean"),
+        error=("test_accuracy", lambda accuracy: 100 * (1 - accuracy.mean())),
+        diverged=("diverged", "any"),
+    ).reset_index()
+    best = pd.MultiIndex.from_frame(at_best_rates(runs)[RUN])
+    rows["best"] = pd.MultiIndex.from_frame(rows[RUN]).isin(best)
+    rows = rows[~rows["diverged"]]
+    # A rate that is far too small or too large would squeeze the others into a corner.
+    rows = rows[rows["error"] < 1.6 * rows["error"].min()]
+    rows = rows.rename(columns={"technique": "label", "setting": "rate"})
+    return rows[["label", "weights", "error", "rate", "best"]]
+
+
+def _sparsity(runs: Table) -> Any:
+    names = list(runs["technique"].unique())
     panels = []
-    for name in dict.fromkeys(r.problem for r in runs if r.problem in FILES):
-        rows = [
-            {"label": technique, "weights": _num_weights(group), "error": 100 * _error(group)}
-            | {"rate": rate, "best": rate == best(_by_technique(runs)[problem, technique])[0]}
-            for (problem, technique, rate), group in groups(runs).items()
-            if problem == name and not any(r.diverged for r in group)
-        ]
-        low = min(row["error"] for row in rows)
+    for (name,), own in groups(runs[runs["problem"].isin(FILES)], ["problem"]).items():
         chart = (
-            alt.Chart(
-                alt.Data(values=[row for row in rows if row["error"] < 1.6 * low]), title=name
-            )
+            alt.Chart(figures.data(_sparsity_rows(own)), title=name)
             .mark_point(filled=True, strokeWidth=1)
             .encode(
                 x=alt.X(
@@ -193,7 +162,7 @@ def _sparsity(runs: list[Record]) -> Any:
                 color=alt.Color(
                     "label:N",
                     sort=names,
-                    scale=alt.Scale(domain=names, range=list(figures.COLOURS[: len(names)])),
+                    scale=alt.Scale(domain=names, range=list(figures.COLORS[: len(names)])),
                     legend=alt.Legend(title="technique", symbolType="circle", symbolOpacity=1),
                 ),
                 size=alt.condition("datum.best", alt.value(220), alt.value(45)),
@@ -206,9 +175,9 @@ def _sparsity(runs: list[Record]) -> Any:
     return alt.hconcat(*panels)
 
 
-def _figures(runs: list[Record]) -> list[Figure]:
+def _figures(runs: Table) -> list[Figure]:
     drawn = []
-    if incurred(runs):
+    if not incurred(runs).empty:
         drawn.append(
             Figure(
                 "growth",
@@ -217,7 +186,7 @@ def _figures(runs: list[Record]) -> list[Figure]:
                 _growth(runs),
             )
         )
-    if any(r.problem in FILES for r in runs):
+    if runs["problem"].isin(FILES).any():
         drawn.append(
             Figure(
                 "sparsity",
@@ -230,24 +199,22 @@ def _figures(runs: list[Record]) -> list[Figure]:
     return drawn
 
 
-def _loss_cell(group: list[Record], runs: list[Record]) -> str:
+def _loss_cell(group: Table, runs: Table) -> str:
     del runs
-    _, chosen = best(group)
-    if "incurred" in chosen[0].final:
-        return f"{statistics.fmean(r.final['incurred'] for r in chosen):.0f}"
-    return f"{statistics.fmean(r.final['train_loss'] for r in chosen):.4f}"
+    best = at_best_rates(group)
+    on_the_way = is_measured(best, "incurred")
+    return f"{best['incurred'].mean():.0f}" if on_the_way else f"{best['train_loss'].mean():.4f}"
 
 
-def _error_cell(group: list[Record], runs: list[Record]) -> str:
-    del runs
-    _, chosen = best(group)
-    return f"{100 * _error(chosen):.2f}" if "test_accuracy" in chosen[0].final else ""
+def _at_best(name: str, spec: str, cell: Any) -> Any:
+    """Makes a cell of the best rate's runs; empty where they have not been measured."""
 
+    def made(group: Table, runs: Table) -> str:
+        del runs
+        best = at_best_rates(group)
+        return format(cell(best), spec) if is_measured(best, name) else ""
 
-def _weights_cell(group: list[Record], runs: list[Record]) -> str:
-    del runs
-    _, chosen = best(group)
-    return f"{_num_weights(chosen):.0f}" if "num_weights" in chosen[0].final else ""
+    return made
 
 
 EXPERIMENT = Experiment(
@@ -258,25 +225,35 @@ EXPERIMENT = Experiment(
     "where every example is seen once, else by the training loss at the end. The LIBSVM files need --data-dir.",
     problems=_problems,
     entries=[
-        Entry(counted(TECHNIQUES["sgd"]), tuple(0.0125 * 2.0**k for k in range(12))),
-        Entry(counted(TECHNIQUES["adam"]), tuple(1e-3 * 3.0**k for k in range(8))),
-        Entry(counted(_eg_plus_minus(TOTAL, "eg_plus_minus"))),
-        Entry(counted(_eg_plus_minus(LARGE_TOTAL, "eg_plus_minus_300"))),
+        Entry(TECHNIQUES["sgd"], tuple(0.0125 * 2.0**k for k in range(12))),
+        Entry(TECHNIQUES["adam"], tuple(1e-3 * 3.0**k for k in range(8))),
+        Entry(TECHNIQUES["eg_plus_minus"]),
+        Entry(TECHNIQUES["eg_plus_minus_300"]),
     ],
     columns=[
-        Column("best rate", "of the grid", lambda group, runs: f"{best(group)[0]:.3g}"),
+        Column(
+            "best rate",
+            "of the grid",
+            _at_best("setting", ".3g", lambda best: best["setting"].iloc[0]),
+        ),
         Column(
             "loss", "cumulative over the examples, or of the training set at the end", _loss_cell
         ),
-        Column("test error %", "at the end, mean over the seeds", _error_cell),
+        Column(
+            "test error %",
+            "at the end, mean over the seeds",
+            _at_best("test_accuracy", ".2f", _error),
+        ),
         Column(
             f"weights > {THRESHOLD:g}",
             "in absolute value, at the end, mean over the seeds",
-            _weights_cell,
+            _at_best("num_weights", ".0f", lambda best: best["num_weights"].mean()),
         ),
     ],
     headline=headline,
     figures=_figures,
-    row_per_rate=False,
-    needs=("incurred",),
+    row_per_setting=False,
+    needs=("train_loss",),
+    adapt_technique=lambda technique, problem: counting_losses(technique),
+    adapt_problem=_scored,
 )

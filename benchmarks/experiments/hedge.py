@@ -1,74 +1,49 @@
 """Prediction with expert advice: the regret of EG on the simplex beside its bound."""
 
-import math
-import statistics
-from typing import Any
-
 import altair as alt
-import jax
-import jax.numpy as jnp
-import optax
 
-import optax_igr
-from benchmarks import figures
-from benchmarks.experiment import Column, Entry, Experiment, Figure
-from benchmarks.problems.online import counted, hedge
-from benchmarks.records import Record, groups
-from benchmarks.technique import Technique
+from benchmarks.engine.table import RUN, Table, groups
+from benchmarks.experiments.experiment import Entry, Experiment, Figure
+from benchmarks.problems.counted import with_counts
+from benchmarks.problems.online import hedge
+from benchmarks.report import charts, figures
+from benchmarks.report.presentation import mean_column, value_column
+from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.counting import INCURRED, counting_losses
+from benchmarks.techniques.geometry import MULTIPLES
 
 GAMES = ((2, 1000), (10, 1000), (1000, 5000))
-MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-def _scale_by_theory(multiple: Any, num_steps: int) -> optax.GradientTransformation:
-    """Scales by the learning rate of the theorem, sqrt(8 ln N / T), times `multiple`."""
-
-    def scale(losses: jax.Array) -> jax.Array:
-        return -multiple * jnp.sqrt(8 * math.log(losses.size) / num_steps) * losses
-
-    return optax.stateless(lambda updates, params: jax.tree.map(scale, updates))
-
-
-def _technique(name: str, about: str, **options: Any) -> Technique:
-    return Technique(
-        name,
-        lambda multiple, num_steps: optax.chain(
-            _scale_by_theory(multiple, num_steps), optax_igr.exponentiate_simplex(**options)
-        ),
-        MULTIPLES,
-        about,
-    )
-
-
-def _ratio(group: list[Record]) -> list[float]:
-    return [r.final["regret"] / r.final["bound"] for r in group]
-
-
-def headline(runs: list[Record]) -> str:
+def headline(runs: Table) -> str:
     """Says how close the regret comes to its bound at the learning rate of the theorem."""
+    by_theory = runs[(runs["technique"] == "hedge") & (runs["setting"] == 1.0)]
     parts = [
-        f"{statistics.fmean(r.final['regret'] for r in group):.1f} of {group[0].final['bound']:.1f} for "
-        f"{group[0].settings}"
-        for (_, technique, rate), group in groups(runs).items()
-        if technique == "hedge" and rate == 1.0
+        f"{group['regret'].mean():.1f} of {group['bound'].iloc[0]:.1f} for {group['about'].iloc[0]}"
+        for group in groups(by_theory).values()
     ]
     if not parts:
         return "No run is at the learning rate of the theorem, a multiple of 1."
     return f"Regret at the learning rate of the theorem, and its bound: {'; '.join(parts)}."
 
 
-def _figures(runs: list[Record]) -> list[Figure]:
-    hue, dash = figures.named_style(list(dict.fromkeys(r.technique for r in runs)))
+def _figures(runs):
+    hue, dash = figures.style_of(list(runs["technique"].unique()))
+    shares = charts.spread(
+        # The regret as a share of its bound, so that games of all sizes have one axis.
+        runs.assign(share=runs["regret"] / runs["bound"]),
+        [*RUN, "setting"],
+        "share",
+    ).rename(columns={"technique": "label", "setting": "x"})
     panels = []
-    for problem in dict.fromkeys(r.problem for r in runs):
-        rows = [
-            {"label": technique, "x": rate} | figures.spread(_ratio(group))
-            for (name, technique, rate), group in groups(runs).items()
-            if name == problem
-        ]
+    for (problem,), rows in groups(shares, ["problem"]).items():
+        # The name of a game has its sizes.
         _, experts, steps = problem.split("_")
         line = (
-            alt.Chart(alt.Data(values=rows), title=f"{experts} experts, {steps} steps")
+            alt.Chart(
+                figures.data(rows[["label", "x", "mean", "low", "high"]]),
+                title=f"{experts} experts, {steps} steps",
+            )
             .mark_line(point=True, strokeWidth=1.8)
             .encode(
                 x=alt.X(
@@ -84,7 +59,7 @@ def _figures(runs: list[Record]) -> list[Figure]:
             )
         )
         bound = (
-            alt.Chart(alt.Data(values=[{"bound": 1.0}]))
+            alt.Chart(figures.data([{"bound": 1.0}]))
             .mark_rule(color="#777", strokeDash=[4, 3])
             .encode(y="bound:Q")
         )
@@ -106,21 +81,19 @@ EXPERIMENT = Experiment(
     "the regret is at most sqrt(T ln N / 2) whatever the losses. A fixed share of 1e-3 insures against a change "
     "of the best expert, which does not come here.",
     problems=lambda data_dir: [hedge(*game) for game in GAMES],
-    entries=[
-        Entry(counted(_technique("hedge", "EG on the simplex"))),
-        Entry(
-            counted(_technique("hedge_fixed_share", "the same, fixed share 1e-3", fixed_share=1e-3))
-        ),
-    ],
+    entries=[Entry(TECHNIQUES["hedge"]), Entry(TECHNIQUES["hedge_fixed_share"])],
     columns=[
-        Column(
+        mean_column(
             "regret",
             "cumulative loss less that of the best expert, mean over the orders",
-            lambda group, runs: f"{statistics.fmean(r.final['regret'] for r in group):.1f}",
+            "regret",
+            ".1f",
         ),
-        Column("bound", "sqrt(T ln N / 2)", lambda group, runs: f"{group[0].final['bound']:.1f}"),
+        value_column("bound", "sqrt(T ln N / 2)", "bound", ".1f"),
     ],
     headline=headline,
     figures=_figures,
     needs=("regret",),
+    adapt_technique=lambda technique, problem: counting_losses(technique),
+    adapt_problem=lambda problem: with_counts(problem, INCURRED),
 )

@@ -5,14 +5,13 @@ counts where the training loss ends within a tenth of that one's. A method witho
 """
 
 import math
-import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import altair as alt
+import numpy as np
+import pandas as pd
 
-from benchmarks import figures
-from benchmarks.experiment import Column, Experiment, Figure
+from benchmarks.engine.table import RUN, TECHNIQUE, Series, Table, at_lowest, curves, is_measured
+from benchmarks.experiments.experiment import Column, Experiment, Figure
 from benchmarks.experiments.learning_rate_entries import (
     ENTRIES,
     HEAVY_BALL,
@@ -22,7 +21,7 @@ from benchmarks.experiments.learning_rate_entries import (
     SHIFTED,
     problems,
 )
-from benchmarks.records import Record, groups
+from benchmarks.report import charts, figures
 
 TOLERANCE = 1.1
 ACCURACY_MARGIN = 0.01
@@ -30,72 +29,64 @@ ACCURACY_MARGIN = 0.01
 LOSS_CEILING = 10.0
 
 
-def mean_loss(group: Sequence[Record]) -> float:
-    """Returns the mean training loss at the end, infinite where a seed diverged."""
-    losses = [r.final["train_loss"] for r in group]
-    return statistics.fmean(losses) if all(map(math.isfinite, losses)) else math.inf
+def by_rate(runs: Table) -> Table:
+    """Returns by rate the mean loss and the mean accuracy at the end, with the lowest and the highest loss.
+
+    The loss is infinite where a seed diverged; the accuracy is NaN where none was measured.
+    """
+    if "test_accuracy" not in runs:
+        runs = runs.assign(test_accuracy=math.nan)
+    means = runs.groupby([*RUN, "setting"], sort=False).agg(
+        # A mean over the seeds that arrived would reward a technique for those that did not.
+        loss=("train_loss", lambda losses: losses.mean(skipna=False)),
+        low=("train_loss", "min"),
+        high=("train_loss", "max"),
+        accuracy=("test_accuracy", lambda accuracies: accuracies.mean(skipna=False)),
+    )
+    means["loss"] = means["loss"].where(np.isfinite(means["loss"]), math.inf)
+    return means
 
 
-def best_losses(runs: Sequence[Record]) -> dict[str, float]:
-    """Returns, by problem, the loss of the reference at its best rate; nan where it did not run."""
-    best = {r.problem: math.inf for r in runs}
-    for (problem, technique, _), group in groups(runs).items():
-        if technique == REFERENCE:
-            best[problem] = min(best[problem], mean_loss(group))
-    return {problem: loss if math.isfinite(loss) else math.nan for problem, loss in best.items()}
+def references(means: Table) -> Table:
+    """Returns by problem the loss and the accuracy of the reference at its best rate; NaN where it did not run."""
+    own = means[means.index.get_level_values("technique") == REFERENCE]
+    best = own.sort_values("loss", kind="stable").groupby(level="problem", sort=False).head(1)
+    best = best[np.isfinite(best["loss"])].droplevel(["technique", "settings", "setting"])
+    return best[["loss", "accuracy"]].reindex(means.index.unique("problem"))
 
 
-def best_accuracies(runs: Sequence[Record]) -> dict[str, float]:
-    """Returns, by problem, the test accuracy of the reference at the rate of its lowest training loss."""
-    losses = best_losses(runs)
-    return {
-        problem: mean_accuracy(group)
-        for (problem, technique, _), group in groups(runs).items()
-        if technique == REFERENCE and mean_loss(group) == losses[problem]
-    }
-
-
-def mean_accuracy(group: Sequence[Record]) -> float:
-    """Returns the mean test accuracy at the end; nan where none was measured."""
-    return statistics.fmean(r.final.get("test_accuracy", math.nan) for r in group)
-
-
-class Reached(NamedTuple):
-    """How many rates there are, and from how many of them the reference was met in loss and in accuracy."""
-
-    total: int
-    loss: int
-    accuracy: int
-
-
-def rates_reached(runs: Sequence[Record]) -> dict[tuple[str, str], Reached]:
+def rates_reached(runs: Table) -> Table:
     """Counts, by problem and technique, the rates within a tenth of the loss, and a point of the accuracy."""
-    losses, accuracies = best_losses(runs), best_accuracies(runs)
-    reached: dict[tuple[str, str], Reached] = {}
-    for (problem, technique, _), group in groups(runs).items():
-        before = reached.get((problem, technique), Reached(0, 0, 0))
-        reached[problem, technique] = Reached(
-            before.total + 1,
-            before.loss + (mean_loss(group) <= TOLERANCE * losses[problem]),
-            before.accuracy
-            + (mean_accuracy(group) >= accuracies.get(problem, math.nan) - ACCURACY_MARGIN),
-        )
-    return reached
+    means = by_rate(runs)
+    # Every rate beside the reference of its own problem.
+    compared = means.join(references(means).add_prefix("best_"), on="problem")
+    reached = pd.DataFrame(
+        {
+            "total": True,
+            "loss": compared["loss"] <= TOLERANCE * compared["best_loss"],
+            "accuracy": compared["accuracy"] >= compared["best_accuracy"] - ACCURACY_MARGIN,
+        },
+        index=compared.index,
+    )
+    return reached.groupby(level=TECHNIQUE, sort=False).sum()
 
 
-def headline(runs: Sequence[Record]) -> str:
+def headline(runs: Table) -> str:
     """Says for each problem which techniques reach the reference from how many rates."""
-    reached = rates_reached(runs)
+    found = references(by_rate(runs))
+    reached = rates_reached(runs).drop(REFERENCE, level="technique", errors="ignore")
+    reached = reached.sort_values(["loss", "accuracy"], ascending=False, kind="stable")
     sentences = []
-    for problem, loss in best_losses(runs).items():
+    for problem, loss in found["loss"].items():
         if problem == SHIFTED or math.isnan(loss):
             continue
-        has_accuracy = any(r.problem == problem and "test_accuracy" in r.final for r in runs)
-        found = {t: n for (p, t), n in reached.items() if p == problem and t != REFERENCE}
+        has_accuracy = is_measured(runs[runs["problem"] == problem], "test_accuracy")
+        own = reached[
+            (reached.index.get_level_values("problem") == problem) & (reached["loss"] > 0)
+        ]
         listed = ", ".join(
             f"{technique} {n.loss}{f'/{n.accuracy}' if has_accuracy else ''}"
-            for technique, n in sorted(found.items(), key=lambda x: (-x[1].loss, -x[1].accuracy))
-            if n.loss
+            for (_, technique), n in own.iterrows()
         )
         sentences.append(f"On {problem} (searched: {loss:.3g}): {listed or 'none'}.")
     if sentences:
@@ -109,15 +100,12 @@ def headline(runs: Sequence[Record]) -> str:
 
 def _heavy_ball(runs):
     """Compares heavy ball with its own search, since Adam is another method."""
-    losses: dict[str, dict[str, list[float]]] = {}
-    for (problem, technique, _), group in groups(runs).items():
-        if technique in (HEAVY_BALL, HEAVY_BALL_REFERENCE):
-            found = losses.setdefault(problem, {}).setdefault(technique, [])
-            found.append(mean_loss(group))
+    own = runs[runs["technique"].isin([HEAVY_BALL, HEAVY_BALL_REFERENCE])]
+    losses = by_rate(own)["loss"].groupby(level=TECHNIQUE, sort=False).agg(["min", "max"])
     compared = [
-        f"{problem} {max(found[HEAVY_BALL]):.2g} ({min(found[HEAVY_BALL_REFERENCE]):.2g})"
-        for problem, found in losses.items()
-        if len(found) == 2
+        f"{problem} {losses['max'][problem, HEAVY_BALL]:.2g} ({losses['min'][problem, HEAVY_BALL_REFERENCE]:.2g})"
+        for problem in losses.index.unique("problem")
+        if {(problem, HEAVY_BALL), (problem, HEAVY_BALL_REFERENCE)} <= set(losses.index)
     ]
     if not compared:
         return []
@@ -126,64 +114,55 @@ def _heavy_ball(runs):
     ]
 
 
-def best_after_shift(runs: Sequence[Record]) -> dict[str, list[Record]]:
-    """Returns, by technique, the runs of the shifted problem at the rate with the lowest mean loss after the shift."""
-    best: dict[str, list[Record]] = {}
-    for (problem, technique, _), group in groups(runs).items():
-        if problem == SHIFTED and loss_after_shift(group) < (
-            loss_after_shift(best[technique]) if technique in best else math.inf
-        ):
-            best[technique] = group
-    return best
+def losses_after_shift(runs: Table) -> Series:
+    """Returns by rate the mean over the seeds and over the curve after the shift; infinite where a seed diverged."""
+    points = curves(runs, ["step", "train_loss"])
+    halves = runs.groupby(RUN, sort=False)["num_steps"].first() // 2
+    after = points[points["step"] > points.join(halves, on=RUN)["num_steps"]]
+    means = after.groupby(RUN, sort=False)["train_loss"].agg(lambda x: x.mean(skipna=False))
+    return means.where(np.isfinite(means), math.inf)
 
 
-def loss_after_shift(group: Sequence[Record]) -> float:
-    """Returns the mean over the seeds and over the curve after the shift; infinite where a seed diverged."""
-    losses = [
-        x
-        for r in group
-        for step, x in zip(r.curve["step"], r.curve["train_loss"], strict=True)
-        if step > r.num_steps // 2
-    ]
-    return statistics.fmean(losses) if all(map(math.isfinite, losses)) else math.inf
+def best_after_shift(runs: Table) -> Table:
+    """Keeps the runs of the shifted problem at each technique's rate with the lowest mean loss after the shift."""
+    shifted = runs[runs["problem"] == SHIFTED]
+    if shifted.empty:
+        return shifted
+    losses = losses_after_shift(shifted)
+    return at_lowest(shifted, losses[np.isfinite(losses)])
 
 
 def _after_the_shift(runs):
-    best = sorted(best_after_shift(runs).items(), key=lambda x: loss_after_shift(x[1]))
-    if not best:
+    best = best_after_shift(runs)
+    if best.empty:
         return []
-    listed = ", ".join(f"{technique} {loss_after_shift(group):.2g}" for technique, group in best)
+    losses = losses_after_shift(best).droplevel(["problem", "settings"])
+    listed = ", ".join(f"{name} {x:.2g}" for name, x in losses.sort_values(kind="stable").items())
     return [
         f"Mean loss after the labels have changed, each technique at its best rate for that: {listed}."
     ]
 
 
 def _rates(runs):
-    rows = [
-        {
-            "problem": problem,
-            "label": technique,
-            "x": rate,
-            "mean": mean_loss(group),
-            "low": min(r.final["train_loss"] for r in group),
-            "high": max(r.final["train_loss"] for r in group),
-        }
-        for (problem, technique, rate), group in groups(runs).items()
-        if problem != SHIFTED and 0 < mean_loss(group) < LOSS_CEILING
-    ]
-    names = list(dict.fromkeys(row["label"] for row in rows))
-    order = list(dict.fromkeys(row["problem"] for row in rows))
-    colour, dash = figures.named_style(names)
+    rows = by_rate(runs[runs["problem"] != SHIFTED]).reset_index()
+    rows = rows[(rows["loss"] > 0) & (rows["loss"] < LOSS_CEILING)]
+    rows = rows.rename(columns={"technique": "label", "setting": "x", "loss": "mean"})
+    hue, dash = figures.style_of(list(rows["label"].unique()))
     axis = alt.Axis(format=".0e", values=list(RATES[::2]))
     x = alt.X("x:Q", title="initial learning rate", scale=alt.Scale(type="log"), axis=axis)
     base = alt.Chart().encode(
         x=x,
         y=alt.Y("mean:Q", title="training loss at the end", scale=alt.Scale(type="log")),
-        color=colour,
+        color=hue,
     )
     layers = base.mark_line().encode(strokeDash=dash) + base.mark_point(filled=True, size=40)
+    # Vega would sort the panels by name.
+    order = list(rows["problem"].unique())
     chart = (
-        alt.layer(*layers.layer, data=alt.Data(values=rows))
+        alt.layer(
+            *layers.layer,
+            data=figures.data(rows[["problem", "label", "x", "mean", "low", "high"]]),
+        )
         .properties(width=figures.WIDTH, height=figures.HEIGHT)
         .facet(alt.Facet("problem:N", title=None, sort=order), columns=2)
         .resolve_scale(y="independent")
@@ -199,16 +178,15 @@ def _rates(runs):
 
 def _figures(runs):
     shown = [_rates(runs)]
-    best = best_after_shift(runs)
-    if best:
-        after = [r for group in best.values() for r in group]
+    after = best_after_shift(runs)
+    if not after.empty:
         shown.append(
             Figure(
                 "shift",
                 "All labels change in the middle of the run",
                 "The loss on the new labels, each technique at the rate with the lowest mean of it after the change. "
                 "Mean over the seeds, band from the lowest to the highest.",
-                figures.curves(after, [("train_loss", "training loss on the new labels", "log")]),
+                charts.curves(after, [("train_loss", "training loss on the new labels", "log")]),
             )
         )
     return shown
@@ -216,30 +194,28 @@ def _figures(runs):
 
 def _rates_reached(name):
     def cell(group, runs):
-        problem, technique = group[0].problem, group[0].technique
-        # Of all runs a cell needs these; to group all for every cell would take longer than the rest of the report.
-        needed = [r for r in runs if r.problem == problem and r.technique in (technique, REFERENCE)]
-        reached = rates_reached(needed)[problem, technique]
-        return f"{getattr(reached, name)} of {reached.total}"
+        problem, technique = group["problem"].iloc[0], group["technique"].iloc[0]
+        # Of all runs a cell needs these; to group all for every cell would take longer than the rest of the page.
+        own = runs[runs["problem"] == problem]
+        reached = rates_reached(own[own["technique"].isin([technique, REFERENCE])])
+        found = reached.loc[(problem, technique)]
+        return f"{found[name]} of {found['total']}"
 
     return cell
 
 
-def _by_rate(group):
-    return {rate: found for (_, _, rate), found in groups(group).items()}
-
-
 def _best(group, runs):
     del runs
-    rate, found = min(_by_rate(group).items(), key=lambda x: mean_loss(x[1]))
-    accuracy = mean_accuracy(found)
-    shown = "" if math.isnan(accuracy) else f", {accuracy:.4f}"
-    return f"{mean_loss(found):.2e}{shown} at {rate:.2g}"
+    means = by_rate(group).sort_values("loss", kind="stable").reset_index()
+    best = means.iloc[0]
+    accuracy = "" if math.isnan(best["accuracy"]) else f", {best['accuracy']:.4f}"
+    return f"{best['loss']:.2e}{accuracy} at {best['setting']:.2g}"
 
 
 def _losses(group, runs):
     del runs
-    return " ".join(f"{mean_loss(found):.1e}" for _, found in sorted(_by_rate(group).items()))
+    means = by_rate(group).sort_values("setting", kind="stable")
+    return " ".join(f"{loss:.1e}" for loss in means["loss"])
 
 
 EXPERIMENT = Experiment(
@@ -260,7 +236,7 @@ EXPERIMENT = Experiment(
     ],
     headline=headline,
     figures=_figures,
-    row_per_rate=False,
+    row_per_setting=False,
     curve_measures=("train_loss",),
     needs=("train_loss",),
 )

@@ -4,19 +4,23 @@ Statistics in the manner of AlgoPerf: steps to a target, at the rate with the be
 """
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import numpy as np
 
-from benchmarks import figures
-from benchmarks import statistics as stats
-from benchmarks.experiment import Column, Entry, Experiment, Figure
-from benchmarks.peers import PEERS
+from benchmarks.engine.table import RUN, TECHNIQUE, Series, Table, at_lowest
+from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import PROBLEMS
-from benchmarks.problems.problem import Target
-from benchmarks.records import Record, groups
-from benchmarks.techniques import TECHNIQUES
+from benchmarks.report import figures
+from benchmarks.report.run_statistics import (
+    learning_rate_width,
+    median_and_quartiles,
+    performance_profile,
+    profile_score,
+    with_steps_to_target,
+)
+from benchmarks.techniques import TECHNIQUES, peers
 
 # Those that need no file, and those that are added with `--data-dir`; `--problems` names others.
 DEFAULT_PROBLEMS = ("quadratic", "rosenbrock", "digits")
@@ -32,134 +36,97 @@ def _problems(data_dir):
     return [PROBLEMS[name](data_dir, **options.get(name, {})) for name in names]
 
 
-def steps(record: Record) -> float:
-    """Returns the steps that a run took to the target of its problem; infinity for a miss."""
-    target = Target(**record.target) if record.target else None
-    if target is None:
-        return math.inf
-    return stats.steps_to_target(
-        record.curve["step"],
-        record.curve[target.measure],
-        target.value,
-        higher_is_better=target.higher_is_better,
-    )
+def _median(values) -> float:
+    return median_and_quartiles(values).estimate
 
 
-def best(records: Sequence[Record]) -> tuple[float, list[Record]]:
-    """Returns the rate with the lowest median of steps to the target, and its runs.
+def medians(runs: Table) -> Series:
+    """Returns the median of the steps to the target, by the columns of `RUN`."""
+    return runs.groupby(RUN, sort=False)["steps_to_target"].agg(_median)
+
+
+def at_best_rates(runs: Table) -> Table:
+    """Keeps the runs at the rate with the lowest median of steps to the target, and returns these steps too.
 
     Where no rate reaches the target, the rate with the lowest mean training loss.
     """
-    by_rate = {rate: group for (_, _, rate), group in groups(records).items()}
-
-    def rank(rate):
-        losses = [r.final["train_loss"] for r in by_rate[rate]]
-        loss = sum(losses) / len(losses)
-        median = stats.median_and_quartiles([steps(r) for r in by_rate[rate]]).estimate
-        return median, loss if math.isfinite(loss) else math.inf
-
-    rate = min(by_rate, key=rank)
-    return rate, by_rate[rate]
+    runs = with_steps_to_target(runs)
+    return at_lowest(runs, medians(runs), runs.groupby(RUN, sort=False)["train_loss"].mean())
 
 
-def medians(records: Sequence[Record]) -> tuple[list[float], list[float]]:
-    """Returns the rates, ascending, and the median of steps to the target at each."""
-    by_rate = {rate: group for (_, _, rate), group in sorted(groups(records).items())}
-    return list(by_rate), [
-        stats.median_and_quartiles([steps(r) for r in group]).estimate for group in by_rate.values()
-    ]
-
-
-def profile(records: Sequence[Record]) -> tuple[list[str], np.ndarray, np.ndarray]:
+def profile(runs: Table) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Returns the techniques, the ratios and the shares of problems solved within each ratio."""
-    techniques = list(dict.fromkeys(r.technique for r in records))
-    problems = list(dict.fromkeys(r.problem for r in records))
-    costs = np.full((len(techniques), len(problems)), math.inf)
-    for (problem, technique), runs in _by_technique(records).items():
-        _, chosen = best(runs)
-        median = stats.median_and_quartiles([steps(r) for r in chosen]).estimate
-        costs[techniques.index(technique), problems.index(problem)] = median
-    return techniques, *stats.performance_profile(costs)
+    best = medians(at_best_rates(runs)).droplevel("settings").unstack("problem")
+    # A technique that cannot run on a problem misses its target.
+    costs = best.reindex(index=runs["technique"].unique()).fillna(math.inf)
+    return list(costs.index), *performance_profile(costs.to_numpy())
 
 
-def headline(records: list[Record]) -> str:
+def widths(runs: Table) -> Series:
+    """Returns by problem and technique the decades of rates that come within a tenth of the fewest steps."""
+    runs = with_steps_to_target(runs)
+    by_rate = runs.groupby([*RUN, "setting"], sort=False)["steps_to_target"].agg(_median)
+
+    def width(steps):
+        rates = steps.index.get_level_values("setting")
+        return learning_rate_width(rates, steps) if len(rates) > 1 else 0.0
+
+    return by_rate.groupby(level=TECHNIQUE, sort=False).agg(width)
+
+
+def headline(runs: Table) -> str:
     """Names the technique with the highest profile score and the widest range of rates."""
-    techniques, ratios, shares = profile(records)
-    scores = stats.profile_score(ratios, shares)
+    techniques, ratios, shares = profile(runs)
+    scores = profile_score(ratios, shares)
     first = int(np.argmax(scores))
-    widths = {
-        technique: np.mean(
-            [_width(runs) for (_, t), runs in _by_technique(records).items() if t == technique]
-        )
-        for technique in techniques
-    }
-    widest = max(widths, key=lambda name: widths[name])
+    mean_widths = widths(runs).groupby(level="technique", sort=False).mean()
+    widest = mean_widths.idxmax()
     return (
         f"{techniques[first]} has the highest profile score, {scores[first]:.2f} of 1, over "
-        f"{len({r.problem for r in records})} problems; {widest} stays within 10 % of its own fewest steps over "
-        f"the widest range of rates, {widths[widest]:.2f} decades on average."
+        f"{runs['problem'].nunique()} problems; {widest} stays within 10 % of its own fewest steps over "
+        f"the widest range of rates, {mean_widths[widest]:.2f} decades on average."
     )
 
 
-def _by_technique(records):
-    found: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        found.setdefault((record.problem, record.technique), []).append(record)
-    return found
+def _at_best(cell: Any) -> Any:
+    return lambda group, runs: cell(at_best_rates(group))
 
 
-def _width(runs):
-    rates, values = medians(runs)
-    return stats.learning_rate_width(rates, values) if len(rates) > 1 else 0.0
-
-
-def _steps_cell(group, records):
-    del records
-    _, runs = best(group)
-    taken = [steps(r) for r in runs]
-    median, low, high = stats.median_and_quartiles(taken)
+def _steps_cell(best):
+    median, low, high = median_and_quartiles(best["steps_to_target"])
     if math.isinf(median):
-        return f"missed by {sum(map(math.isinf, taken))} of {len(taken)}"
+        missed = int(np.isinf(best["steps_to_target"]).sum())
+        return f"missed by {missed} of {len(best)}"
     return f"{median:.0f} [{low:.0f}, {high:.0f}]"
 
 
-def _seconds_cell(group, records):
-    del records
-    _, runs = best(group)
-    seconds = stats.median_and_quartiles([steps(r) * r.seconds_per_step for r in runs]).estimate
-    return f"{seconds:.2g}"
+def _seconds_cell(best):
+    return f"{_median(best['steps_to_target'] * best['seconds_per_step']):.2g}"
 
 
-def _mean_loss_cell(runs):
-    diverged = sum(r.diverged for r in runs)
-    if diverged:
-        return f"{diverged} of {len(runs)} diverged"
-    return f"{np.mean([r.final['train_loss'] for r in runs]):.2e}"
+def _mean_loss_cell(best):
+    diverged = int(best["diverged"].sum())
+    return f"{diverged} of {len(best)} diverged" if diverged else f"{best['train_loss'].mean():.2e}"
 
 
-def _score_cell(group, records):
-    techniques, ratios, shares = profile(records)
-    return f"{stats.profile_score(ratios, shares)[techniques.index(group[0].technique)]:.2f}"
+def _score_cell(group, runs):
+    techniques, ratios, shares = profile(runs)
+    return f"{profile_score(ratios, shares)[techniques.index(group['technique'].iloc[0])]:.2f}"
 
 
-def _figures(records):
-    by_technique = _by_technique(records)
-    problems = list(dict.fromkeys(r.problem for r in records))
-    techniques = list(dict.fromkeys(r.technique for r in records))
-    sensitivity = []
-    for (problem, technique), runs in by_technique.items():
-        for rate, value in zip(*medians(runs), strict=True):
-            if math.isfinite(value):
-                sensitivity.append(
-                    {"label": technique, "problem": problem, "rate": rate, "steps": value}
-                )
-    hue, dash = figures.named_style(techniques)
-    chosen = figures.selection()
+def _sensitivity(runs, hue, dash, chosen):
+    steps = with_steps_to_target(runs)
+    by_rate = steps.groupby([*RUN, "setting"], sort=False)["steps_to_target"].agg(_median)
+    rows = by_rate.reset_index().rename(
+        columns={"technique": "label", "setting": "rate", "steps_to_target": "steps"}
+    )
+    # A line connects its points in the order of the rows.
+    rows = rows.sort_values("rate", kind="stable")
     panels = []
-    for problem in problems:
-        rows = [row for row in sensitivity if row["problem"] == problem]
+    for problem in runs["problem"].unique():
+        own = rows[(rows["problem"] == problem) & np.isfinite(rows["steps"])]
         panels.append(
-            alt.Chart(alt.Data(values=rows), title=problem)
+            alt.Chart(figures.data(own[["label", "problem", "rate", "steps"]]), title=problem)
             .mark_line(point=True, strokeWidth=1.8)
             .encode(
                 x=alt.X("rate:Q", title="learning rate", scale=alt.Scale(type="log")),
@@ -175,14 +142,19 @@ def _figures(records):
             )
             .properties(width=figures.WIDTH, height=figures.HEIGHT)
         )
-    names, ratios, shares = profile(records)
+    return alt.concat(panels[0].add_params(chosen), *panels[1:], columns=3)
+
+
+def _profiles(runs, hue, dash, chosen):
+    names, ratios, shares = profile(runs)
     rows = [
         {"label": name, "x": float(ratio), "share": float(share)}
         for name, row in zip(names, shares, strict=True)
+        # A fifth of the points draws the same steps.
         for ratio, share in zip(ratios[::5], row[::5], strict=True)
     ]
-    profiles = (
-        alt.Chart(alt.Data(values=rows))
+    return (
+        alt.Chart(figures.data(rows))
         .mark_line(strokeWidth=1.8, interpolate="step-after")
         .encode(
             x=alt.X("x:Q", title="steps / fewest steps", scale=alt.Scale(domain=[1, 4])),
@@ -195,18 +167,23 @@ def _figures(records):
         .properties(width=2 * figures.WIDTH, height=figures.HEIGHT)
         .add_params(chosen)
     )
+
+
+def _figures(runs):
+    hue, dash = figures.style_of(list(runs["technique"].unique()))
+    chosen = figures.selection()
     return [
         Figure(
             "sensitivity",
             "Steps to the target against the learning rate",
             "Each at the rates of its own grid; a rate whose median run misses the target has no point.",
-            alt.concat(panels[0].add_params(chosen), *panels[1:], columns=3),
+            _sensitivity(runs, hue, dash, chosen),
         ),
         Figure(
             "profile",
             "Performance profiles",
             "The share of problems that a technique, at its best rate, solves within a multiple of the fewest steps.",
-            profiles,
+            _profiles(runs, hue, dash, chosen),
         ),
     ]
 
@@ -224,26 +201,28 @@ EXPERIMENT = Experiment(
             Entry(TECHNIQUES[name])
             for name in ("sgd", "sgd_penalty", "adam", "adam_penalty", "sam")
         ),
-        *(Entry(peer) for peer in PEERS if peer.name != "adamw_decayed"),
+        *(Entry(peer) for peer in peers.TECHNIQUES if peer.name != "adamw_decayed"),
     ],
     columns=[
         Column(
             "best rate",
             "the rate of the grid with the lowest median of steps to the target",
-            lambda group, records: f"{best(group)[0]:.3g}",
+            _at_best(lambda best: f"{best['setting'].iloc[0]:.3g}"),
         ),
         Column(
             "steps to target",
             "median over the seeds and interquartile range at the best rate; a run that misses counts as inf",
-            _steps_cell,
+            _at_best(_steps_cell),
         ),
         Column(
-            "s to target", "the same times the measured seconds of a step of one run", _seconds_cell
+            "s to target",
+            "the same times the measured seconds of a step of one run",
+            _at_best(_seconds_cell),
         ),
         Column(
             "width in decades",
             "of the rates whose median steps to the target are within 10 % of the best",
-            lambda group, records: f"{_width(group):.2f}",
+            lambda group, runs: f"{widths(group).iloc[0]:.2f}",
         ),
         Column(
             "profile score",
@@ -251,13 +230,12 @@ EXPERIMENT = Experiment(
             _score_cell,
         ),
         Column(
-            "final train loss",
-            "mean over the seeds at the best rate",
-            lambda group, records: _mean_loss_cell(best(group)[1]),
+            "final train loss", "mean over the seeds at the best rate", _at_best(_mean_loss_cell)
         ),
     ],
     headline=headline,
     figures=_figures,
-    row_per_rate=False,
+    row_per_setting=False,
     curve_measures=("train_loss", "test_loss", "test_accuracy"),
+    needs=("train_loss",),
 )

@@ -5,16 +5,18 @@ explicit penalties here have the coefficient that the small rate lacks of the la
 """
 
 import math
-import statistics
 
-from benchmarks import figures
-from benchmarks import statistics as stats
-from benchmarks.experiment import Column, Entry, Experiment, Figure
+import numpy as np
+
+from benchmarks.engine.table import RUN, Table, groups
+from benchmarks.experiments.experiment import Column, Entry, Experiment, Figure
 from benchmarks.problems import PROBLEMS
 from benchmarks.problems.classification import NOISE_SCALES
-from benchmarks.records import Record, groups
-from benchmarks.report import mean_column
-from benchmarks.techniques import COEFFICIENT, LARGE_RATE, SMALL_RATE, TECHNIQUES
+from benchmarks.report import charts, figures
+from benchmarks.report.presentation import mean_column, value_column
+from benchmarks.report.run_statistics import Interval, bootstrap, paired_difference, value_at
+from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.penalties import COEFFICIENT, LARGE_RATE, SMALL_RATE
 
 ADAM_RATE = 1e-3
 
@@ -26,62 +28,66 @@ def _problems(data_dir):
     return [PROBLEMS["digits" if data_dir is None else "mnist"](data_dir)]
 
 
-def common_loss(runs: list[Record]) -> float:
+def common_loss(runs: Table) -> float:
     """Returns the lowest training loss that every run reached: there, paths are compared."""
-    lowest = [min(r.curve["train_loss"]) for r in runs if not r.diverged]
+    lowest = [min(curve["train_loss"]) for curve in runs.loc[~runs["diverged"], "curve"]]
     return max(lowest, default=math.nan)
 
 
-def at_common_loss(group: list[Record], runs: list[Record], measure: str) -> list[float]:
+def at_common_loss(group: Table, runs: Table, measure: str) -> np.ndarray:
     """Returns a measure of each seed where its training loss first falls to the common one."""
     level = common_loss(runs)
-    return [stats.value_at(r.curve["train_loss"], r.curve[measure], level) for r in group]
+    return np.array([value_at(c["train_loss"], c[measure], level) for c in group["curve"]])
 
 
-def effects(runs: list[Record]) -> list[tuple[str, dict[tuple[str, float], stats.Interval]]]:
+def _at_noise(group):
+    """Returns the accuracy in percent at the quoted noise, by seed."""
+    return 100 * group["noise_accuracy"].str[NOISE_SCALES.index(QUOTED_SCALE)].astype(float)
+
+
+def effects(runs: Table) -> list[tuple[str, dict[str, Interval]]]:
     """Compares every technique and rate with the first, paired by seed.
 
     Returns:
-      Of each measure a title, and by technique and rate the difference with its 95 % interval.
+      Of each measure a title, and by label the difference with its 95 % interval.
     """
-    found = {(technique, rate): group for (_, technique, rate), group in groups(runs).items()}
-    reference = next(iter(found.values()))
-    noise = NOISE_SCALES.index(QUOTED_SCALE)
+    # The first of the entries: gradient descent at the small rate.
+    reference, *others = groups(runs).values()
+    compared = [
+        group
+        for group in others
+        if len(group) == len(reference)
+        and not (group["diverged"].any() or reference["diverged"].any())
+    ]
     measures = {
-        "test accuracy, change in points": lambda g: [100 * r.final["test_accuracy"] for r in g],
-        f"the same at parameter noise {QUOTED_SCALE:g}": lambda g: [
-            100 * r.final["noise_accuracy"][noise] for r in g
-        ],
-        "‖g_b‖² at equal loss, change in %": lambda g: [
-            100 * math.log(x) for x in at_common_loss(g, runs, "squared_norm_batch")
-        ],
+        "test accuracy, change in points": lambda group: 100 * group["test_accuracy"],
+        f"the same at parameter noise {QUOTED_SCALE:g}": _at_noise,
+        # Compared as logarithms: a half and a double are the same change.
+        "‖g_b‖² at equal loss, change in %": lambda group: (
+            100 * np.log(at_common_loss(group, runs, "squared_norm_batch"))
+        ),
     }
-    compared = []
+    found = []
     for title, measure in measures.items():
         intervals = {
-            key: stats.paired_difference(measure(group), measure(reference))
-            for key, group in found.items()
-            if group is not reference
-            and len(group) == len(reference)
-            and not any(r.diverged for r in (*group, *reference))
+            group["label"].iloc[0]: paired_difference(measure(group), measure(reference))
+            for group in compared
         }
         if "%" in title:
             intervals = {
-                key: stats.Interval(*(100 * math.expm1(x / 100) for x in interval))
-                for key, interval in intervals.items()
+                label: Interval(*(100 * math.expm1(x / 100) for x in interval))
+                for label, interval in intervals.items()
             }
-        compared.append((title, intervals))
-    return compared
+        found.append((title, intervals))
+    return found
 
 
-def headline(runs: list[Record]) -> str:
+def headline(runs: Table) -> str:
     """Says what the exact penalty and the large rate changed against the small rate, with intervals."""
-    key, large = ("sgd_penalty", SMALL_RATE), ("sgd", LARGE_RATE)
-    first = next(iter(groups(runs)))
+    key, large = f"sgd_penalty {SMALL_RATE:g}", f"sgd {LARGE_RATE:g}"
     (_, accuracy), (_, noise), (_, norm) = effects(runs)
-    if first[1:] != ("sgd", SMALL_RATE) or key not in accuracy:
-        names = ", ".join(dict.fromkeys(r.technique for r in runs))
-        return f"{names} on {runs[0].settings}."
+    if runs["label"].iloc[0] != f"sgd {SMALL_RATE:g}" or key not in accuracy:
+        return f"{', '.join(runs['technique'].unique())} on {runs['about'].iloc[0]}."
 
     def says(interval, unit, digits=2):
         estimate, low, high = (f"{x:+.{digits}f}" for x in interval)
@@ -102,25 +108,25 @@ def headline(runs: list[Record]) -> str:
     return sentence
 
 
+def _noise_rows(runs):
+    kept = runs.loc[~runs["diverged"], [*RUN, "label", "noise_accuracy"]]
+    long = kept.assign(x=[list(NOISE_SCALES)] * len(kept)).explode(["noise_accuracy", "x"])
+    long = long.astype({"noise_accuracy": float, "x": float})
+    rows = charts.spread(long, [*RUN, "label", "x"], "noise_accuracy")
+    return rows[["label", "x", "mean", "low", "high"]]
+
+
 def _figures(runs):
-    rows = []
-    names = figures.labels(runs)
-    for (_, technique, rate), group in groups(runs).items():
-        for i, scale in enumerate(NOISE_SCALES):
-            values = [r.final["noise_accuracy"][i] for r in group if not r.diverged]
-            if values:
-                label = names[technique, rate]
-                rows.append({"label": label, "x": scale} | figures.spread(values))
-    noise = figures.band(
-        runs, rows, "scale s of the noise: θᵢ (1 + s·N(0, 1))", "test accuracy"
+    noise = charts.band(
+        runs, _noise_rows(runs), "scale s of the noise: θᵢ (1 + s·N(0, 1))", "test accuracy"
     ).properties(width=2 * figures.WIDTH)
     return [
         Figure(
             "effects",
-            f"What each technique changes against {names[next(iter(groups(runs)))[1:]]}",
+            f"What each technique changes against {runs['label'].iloc[0]}",
             "Mean over the seeds with its 95 % bootstrap interval, paired by seed: every technique has the same starts "
             "and batches. An interval that crosses the dashed line shows no difference.",
-            figures.effects(runs, effects(runs), 0.0),
+            charts.effects(runs, effects(runs), 0.0),
         ),
         Figure(
             "robustness",
@@ -136,7 +142,7 @@ def _figures(runs):
             "micro-batches on that of their parts (right), and extrapolation from the last batch on the full gradient "
             "alone (left). The full gradient of a constant rate is mostly the noise of its own iterates, and larger "
             "steps make more of it.",
-            figures.relative_paths(
+            charts.relative_paths(
                 runs,
                 [
                     ("squared_norm_full", "‖E g‖², ratio"),
@@ -152,7 +158,7 @@ def _figures(runs):
             "curves",
             "Loss, accuracy and slope over the steps",
             "The slope is the norm of the full training gradient.",
-            figures.curves(
+            charts.curves(
                 runs,
                 [
                     ("train_loss", "training loss", "log"),
@@ -168,7 +174,7 @@ def _figures(runs):
             "R_IG is the squared norm of the full training gradient over the number of parameters, at the end. "
             "A dot is a seed, a diamond the mean. A smaller loss has a smaller gradient too: compare with the first "
             "figure.",
-            figures.scatter(
+            charts.scatter(
                 runs,
                 "mean_squared_gradient",
                 "test_accuracy",
@@ -182,7 +188,8 @@ def _figures(runs):
 
 def _levels(runs):
     """Returns losses from an eighth of that at the start down to the common one."""
-    top, bottom = runs[0].curve["train_loss"][0] / 8, common_loss(runs)
+    # Above an eighth of the first loss all paths still begin alike.
+    top, bottom = runs["curve"].iloc[0]["train_loss"][0] / 8, common_loss(runs)
     if not 0 < bottom < top:
         return []
     return [top * (bottom / top) ** (i / 16) for i in range(17)]
@@ -190,32 +197,30 @@ def _levels(runs):
 
 def _accuracy(group, runs):
     del runs
-    estimate, low, high = stats.bootstrap([100 * r.final["test_accuracy"] for r in group])
+    estimate, low, high = bootstrap(100 * group["test_accuracy"])
     return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _noise(group, runs):
     del runs
-    index = NOISE_SCALES.index(QUOTED_SCALE)
-    return f"{100 * statistics.fmean(r.final['noise_accuracy'][index] for r in group):.1f}"
+    return f"{_at_noise(group).mean():.1f}"
 
 
 def _norm_at_common_loss(group, runs):
-    return f"{statistics.fmean(at_common_loss(group, runs, 'squared_norm_batch')):.2e}"
+    return f"{at_common_loss(group, runs, 'squared_norm_batch').mean():.2e}"
 
 
 def _gradients(group, runs):
     del runs
-    products = group[0].products_per_step
-    text = f"{group[0].gradients_per_step:.3g}"
-    return f"{text} + {products:.3g} Hv" if products else text
+    gradients, products = group[["gradients_per_step", "products_per_step"]].iloc[0]
+    return f"{gradients:.3g} + {products:.3g} Hv" if products else f"{gradients:.3g}"
 
 
 EXPERIMENT = Experiment(
     name="penalties",
     question="What does a penalty on the gradient norm change?",
     about="Gradient descent with learning rate h follows the loss plus h/4 times the squared norm of its gradient: "
-    f"a large rate regularises by itself. The explicit penalties have the coefficient {COEFFICIENT:.4g} that makes the "
+    f"a large rate regularizes by itself. The explicit penalties have the coefficient {COEFFICIENT:.4g} that makes the "
     f"total at the small rate {SMALL_RATE:g} equal to that at the large rate {LARGE_RATE:g}. The theory predicts "
     "smaller gradients at the same loss, better test accuracy, and parameters that bear more noise.",
     problems=_problems,
@@ -260,15 +265,15 @@ EXPERIMENT = Experiment(
             "counted gradients of a batch, and Hessian-vector products (Hv, about two gradients each)",
             _gradients,
         ),
-        Column(
+        mean_column(
             "µs a step",
             "wall time of a step of one run, all seeds in one program, without compilation",
-            lambda group, runs: f"{1e6 * statistics.fmean(r.seconds_per_step for r in group):.0f}",
+            "seconds_per_step",
+            ".0f",
+            scale=1e6,
         ),
-        Column(
-            "compile s",
-            "compilation of the program of all its runs",
-            lambda group, runs: f"{group[0].compile_seconds:.1f}",
+        value_column(
+            "compile s", "compilation of the program of all its runs", "compile_seconds", ".1f"
         ),
     ],
     headline=headline,

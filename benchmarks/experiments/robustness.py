@@ -1,22 +1,21 @@
 """Do the norms of the weights buy robustness, and robustness to what: to the inputs, or to the parameters?
 
-The number that the runner calls the rate is here the strength of each technique: the optimizer below them is the same.
+What is searched is the strength of each technique: the optimizer below them is the same.
 """
-
-import statistics
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from benchmarks import statistics as stats
-from benchmarks.experiment import Column, Entry, Experiment
+import optax_igr
+from benchmarks.engine.table import Table
 from benchmarks.experiments import robustness_charts
-from benchmarks.experiments.robustness_techniques import (
+from benchmarks.experiments.experiment import Column, Entry, Experiment
+from benchmarks.experiments.robustness_choice import (
     QUOTED_RADIUS,
     QUOTED_SCALE,
     RADII,
-    RATE,
-    TECHNIQUES,
+    SENSES,
     TOLERATED,
     chosen,
     is_at_end,
@@ -24,13 +23,45 @@ from benchmarks.experiments.robustness_techniques import (
 )
 from benchmarks.problems import digits, mnist
 from benchmarks.problems.classification import mean_over
-from benchmarks.records import Record
+from benchmarks.report.run_statistics import paired_difference
+from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques.technique import Technique
+from benchmarks.techniques.weight_decay import RATE, decayed_by
 from optax_igr import diagnostics
 
 # The Jacobian's search and the attack take so many test images; the noise, and the curve of the training loss, so many.
 NUM_SEARCHED, NUM_ATTACKED, NUM_NOISY = 32, 256, 1024
 
 END = "*"
+
+_DECAYS = (
+    *("l2", "schatten_1", "schatten_2", "schatten_3", "schatten_4"),
+    *("spectral", "spectral_ball"),
+)
+ENTRIES = [
+    Entry(Technique("none", lambda h, plan: optax.sgd(h), (RATE,), "gradient descent alone")),
+    *(Entry(TECHNIQUES[name]) for name in _DECAYS),
+    Entry(
+        Technique(
+            "gradient_penalty",
+            decayed_by(optax_igr.add_gradient_penalty),
+            (0.03, 0.1, 0.3, 1.0, 3.0),
+            "explicit penalty on the gradient norm",
+            settings=("strength",),
+        )
+    ),
+    Entry(
+        Technique(
+            "large_rate",
+            lambda h, plan: optax.sgd(h),
+            (0.2, 0.4, 0.8, 1.6, 3.2),
+            "a larger learning rate",
+        )
+    ),
+]
+
+# From the weakest strength on. Of other techniques the largest setting is the last, and counts as the strongest.
+GRIDS = {entry.technique.name: list(entry.technique.grid) for entry in ENTRIES}
 
 
 def _problems(data_dir):
@@ -92,23 +123,23 @@ def _with_measures(problem, num_train, epochs):
     )
 
 
-def headline(runs: list[Record]) -> str:
+def headline(runs: Table) -> str:
     """Says what each chosen technique changed in either robustness, against none."""
-    found = chosen(runs)
-    problems = list(dict.fromkeys(problem for problem, _ in found))
+    found = {key: quoted(group) for key, group in chosen(runs, GRIDS).items()}
     told = []
-    for problem in problems:
+    for problem in dict.fromkeys(problem for problem, _ in found):
         none = found.get((problem, "none"))
         verdicts: dict[str, list[str]] = {}
         for (on, name), group in found.items():
-            if on == problem and name != "none" and none and len(group) == len(none) > 1:
+            compared = on == problem and name != "none" and none is not None
+            if compared and len(group) == len(none) > 1:
                 verdicts.setdefault(_verdict(group, none), []).append(name)
         texts = [f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items()]
         if texts:
             told.append(f"{problem}: {'; '.join(texts)}.")
     if not told:
         names = dict.fromkeys(name for _, name in found)
-        return f"{', '.join(names)} on {runs[0].settings}."
+        return f"{', '.join(names)} on {runs['about'].iloc[0]}."
     return (
         f"Accuracy under PGD of radius {QUOTED_RADIUS:g} (inputs) and under parameter noise "
         f"{QUOTED_SCALE:g} (parameters), against no regularisation, paired by seed at 95 %. {' '.join(told)}"
@@ -117,32 +148,35 @@ def headline(runs: list[Record]) -> str:
 
 def _verdict(group, none):
     signs = []
-    for sense in ("inputs", "parameters"):
-        change = stats.paired_difference(*([quoted(r)[sense] for r in g] for g in (group, none)))
+    for sense in SENSES:
+        change = paired_difference(group[sense], none[sense])
         sign = "up" if change.estimate > 0 else "down"
         signs.append(f"{sense} {sign if change.excludes_zero else 'unchanged'}")
     return ", ".join(signs)
 
 
-def _at_chosen(measure, form):
-    def cell(group, runs):
-        selected = chosen(runs).get((group[0].problem, group[0].technique))
-        if selected is None:
-            return "diverged"
-        return form.format(statistics.fmean(measure(r) for r in selected))
-
-    return cell
+def _chosen(group, runs):
+    """Returns the chosen seeds of the technique of a row; None where all strengths diverged."""
+    del runs
+    key = tuple(group[["problem", "technique"]].iloc[0])
+    found = chosen(group, GRIDS).get(key)
+    return None if found is None else quoted(found)
 
 
 def _strength(group, runs):
-    selected = chosen(runs).get((group[0].problem, group[0].technique))
+    selected = _chosen(group, runs)
     if selected is None:
         return "diverged"
-    return f"{selected[0].learning_rate:.3g}{END if is_at_end(selected, runs) else ''}"
+    mark = END if is_at_end(selected, runs) else ""
+    return f"{selected['setting'].iloc[0]:.3g}{mark}"
 
 
-def _column(title, about, measure, form="{:.1f}"):
-    return Column(title, about, _at_chosen(measure, form))
+def _column(title, about, name, spec=".1f", scale=1.0):
+    def cell(group, runs):
+        selected = _chosen(group, runs)
+        return "diverged" if selected is None else format(scale * selected[name].mean(), spec)
+
+    return Column(title, about, cell)
 
 
 EXPERIMENT = Experiment(
@@ -153,7 +187,7 @@ EXPERIMENT = Experiment(
     f"{100 * TOLERATED:g} points of validation accuracy. Robustness to the inputs is accuracy under PGD on the margin, "
     "robustness to the parameters accuracy under multiplicative noise.",
     problems=_problems,
-    entries=[Entry(technique) for technique in TECHNIQUES],
+    entries=ENTRIES,
     columns=[
         Column(
             "strength", f"chosen on the validation split; {END} at an end of its grid", _strength
@@ -161,32 +195,33 @@ EXPERIMENT = Experiment(
         _column(
             "test accuracy %",
             "at the end, mean over the seeds",
-            lambda r: 100 * r.final["test_accuracy"],
-            "{:.2f}",
+            "test_accuracy",
+            ".2f",
+            scale=100,
         ),
         _column(
             "product bound",
             "the product of the layers' spectral norms: the Lipschitz constant is no larger",
-            lambda r: r.final["product_bound"],
+            "product_bound",
         ),
         _column(
             "largest Jacobian",
             f"found by ascent from {NUM_SEARCHED} test inputs: the Lipschitz constant is no smaller",
-            lambda r: r.final["largest_jacobian"],
+            "largest_jacobian",
         ),
         _column(
             f"PGD {QUOTED_RADIUS:g} %",
             "accuracy under projected ascent on the margin, in the maximum norm",
-            lambda r: quoted(r)["inputs"],
+            "inputs",
         ),
         _column(
             f"noise {QUOTED_SCALE:g} %",
             "accuracy with every parameter times 1 + s N(0, 1)",
-            lambda r: quoted(r)["parameters"],
+            "parameters",
         ),
     ],
     headline=headline,
-    figures=robustness_charts.draw,
-    row_per_rate=False,
+    figures=lambda runs: robustness_charts.draw(runs, GRIDS),
+    row_per_setting=False,
     needs=("product_bound", "pgd_accuracy", "validation_accuracy"),
 )

@@ -30,6 +30,7 @@ def quadratic(
     """An ill-conditioned quadratic in rotated coordinates; minimum 0 at the origin."""
     del data_dir
     curvatures = jnp.geomspace(1 / condition, 1.0, dimension)
+    # In its own coordinates a diagonal method would solve it at once.
     rotation, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (dimension, dimension)))
 
     def loss(params):
@@ -75,6 +76,7 @@ def scalar_product(data_dir: Path | None = None) -> Problem:
 
     return _problem(
         "scalar_product",
+        # The start of the paper, whatever the seed.
         lambda key: jnp.array([2.8, 3.5]),
         loss,
         2000,

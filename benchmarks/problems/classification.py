@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 
 from benchmarks.problems.problem import LossFn, Measure, Problem
+from optax_igr import diagnostics
 
 # The scales and draws of the robustness curve: theta_i (1 + s N(0, 1)) for each scale s.
 NOISE_SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -92,7 +93,7 @@ def convolution(
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(height * width * channels, features)
 
 
-def classification(
+def classifier(
     name: str,
     model: Callable[[nnx.Rngs], nnx.Module],
     train: Any,
@@ -113,6 +114,7 @@ def classification(
       microbatches: the parts of a batch whose mean squared gradient norm is measured.
       **attributes: further attributes of `Problem`.
     """
+    # The structure alone, without drawing weights: `init` draws them for every seed.
     graphdef = nnx.split(nnx.eval_shape(lambda: model(nnx.Rngs(0))), nnx.Param, ...)[0]
 
     def init(key: chex.PRNGKey) -> chex.ArrayTree:
@@ -188,24 +190,18 @@ def gradient_norms(loss: LossFn, batch_size: int, microbatches: int) -> dict[str
 
 
 def noise_robustness(accuracy: LossFn) -> Measure:
-    r"""Returns the accuracy at :math:`\theta_i (1 + s\,\epsilon_i)` for each scale s, over draws."""
+    r"""Returns the accuracy at :math:`\theta_i (1 + s\,\epsilon_i)` for each scale s, the mean over draws."""
 
     def measure(params, train, test):
-        leaves, structure = jax.tree.flatten(params)
-
-        def draw(point):
-            scale, key = point
-            keys = jax.random.split(key, len(leaves))
-            noisy = [
-                x * (1 + scale * jax.random.normal(k, x.shape, x.dtype))
-                for x, k in zip(leaves, keys, strict=True)
-            ]
-            return mean_over(accuracy, jax.tree.unflatten(structure, noisy), _head(test))
-
-        keys = jax.random.split(jax.random.key(_NOISE_SEED), NOISE_DRAWS)
-        scales = jnp.repeat(jnp.asarray(NOISE_SCALES), NOISE_DRAWS)
-        accuracies = jax.lax.map(draw, (scales, jnp.tile(keys, len(NOISE_SCALES))))
-        return accuracies.reshape(len(NOISE_SCALES), NOISE_DRAWS).mean(axis=1)
+        del train
+        return diagnostics.parameter_robustness(
+            lambda noisy: mean_over(accuracy, noisy, _head(test)),
+            params,
+            # The same noise for every technique and seed: the differences between them are not its own.
+            jax.random.key(_NOISE_SEED),
+            jnp.asarray(NOISE_SCALES),
+            draws=NOISE_DRAWS,
+        ).mean
 
     return measure
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import data
+from benchmarks.problems import data
 from benchmarks.problems.logistic import parse
 from benchmarks.problems.problem import Problem
 
@@ -64,6 +64,7 @@ def minimum(kind: str, rows: np.ndarray, l2: float, num_steps: int = 50) -> floa
             slopes, curvatures = -probability, probability * (1 - probability)
         gradient = rows.T @ slopes / len(rows) + l2 * weight
         hessian = (rows * curvatures[:, None]).T @ rows / len(rows) + l2 * np.eye(len(weight))
+        # No line search: the losses are convex and Newton's method converges from zero.
         step = np.linalg.solve(hessian, gradient)
         weight = weight - step
         if np.linalg.norm(step) < 1e-13:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import data
+from benchmarks.problems import data
 
 PARTS = {"train": "train", "test": "t10k"}
 
@@ -25,6 +25,7 @@ def load(data_dir: Path | None) -> tuple[dict, dict, str]:
         images, labels = (
             data.read(data_dir, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
         )
+        # One remark is enough to keep the records of other data apart.
         if part == "train":
             remark = data.provenance("train-images-idx3-ubyte", images)
         x, y = parse(images, f"{prefix} images"), parse(labels, f"{prefix} labels")
@@ -39,6 +40,7 @@ def load(data_dir: Path | None) -> tuple[dict, dict, str]:
 
 def parse(content: bytes, what: str) -> np.ndarray:
     """Parses the content of an IDX file of unsigned bytes."""
+    # Checked by hand: NumPy would read any bytes as an image.
     if len(content) < 4 or content[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
         raise ValueError(f"the {what} are not an IDX file of unsigned bytes.")
     rank = content[3]

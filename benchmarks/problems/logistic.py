@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_svmlight_file
 
-from benchmarks import data
+from benchmarks.problems import data
 from benchmarks.problems.classification import gradient_norms
 from benchmarks.problems.problem import Problem, Target
 
@@ -34,6 +34,7 @@ def problem(
     features, labels = parse(content)
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
     features, labels = features[order], labels[order]
+    # Mushrooms has no test set of its own: a fifth is held out of each file.
     held_out = max(1, len(labels) // 5)
     train = {"x": features[held_out:], "y": labels[held_out:]}
     test = {"x": features[:held_out], "y": labels[:held_out]}

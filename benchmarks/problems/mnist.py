@@ -7,7 +7,7 @@ from pathlib import Path
 from flax import nnx
 
 from benchmarks.problems import idx
-from benchmarks.problems.classification import CNN, MLP, classification
+from benchmarks.problems.classification import CNN, MLP, classifier
 from benchmarks.problems.problem import Problem, Target
 
 
@@ -54,8 +54,9 @@ def cnn(
 def _problem(name, model, about, data, batch_size, epochs):
     train, test = data
     num_train = len(train["label"])
+    # A small copy of the files, as tests make, has fewer examples than a batch.
     batch_size = min(batch_size, num_train)
-    return classification(
+    return classifier(
         name,
         model,
         train,

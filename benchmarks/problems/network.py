@@ -43,4 +43,14 @@ def network(widths: Sequence[int], batch_size: int) -> Problem:
         "x": jax.random.normal(keys[0], (batch_size, widths[0])),
         "y": jax.random.randint(keys[1], (batch_size,), 0, widths[-1]),
     }
-    return Problem("step", init, loss, examples, examples, batch_size, num_steps=1, measures={})
+    return Problem(
+        name="step",
+        init=init,
+        loss=loss,
+        train=examples,
+        test=examples,
+        batch_size=batch_size,
+        num_steps=1,
+        measures={},
+        about=f"MLP {'-'.join(map(str, widths))} (relu), batch {batch_size}",
+    )

@@ -1,4 +1,4 @@
-"""What a problem is to the runner: a way to start, a loss on a batch, and what to measure."""
+"""What a problem is: a random start, a loss on a batch, and what to measure."""
 
 import dataclasses
 import math
@@ -40,6 +40,9 @@ class Problem:
       output_loss: `(outputs, batch) -> scalar`, with `loss` their composition.
       curvature_batch_size: the number of examples that curvature is measured on.
       overlap: the fraction of a batch that it shares with the previous one, where one asks for it.
+      domain: where its parameters must stay: `real`, or `simplex` for weights that sum to one. A technique is run on
+        problems of its own domain alone.
+      count_measures: by name, `counts -> scalar`: final measures of what a run has counted on its way.
       shift: `(batch, step) -> batch`: what becomes of a batch at a step, where the distribution changes in mid-run.
       about: one sentence for the report.
     """
@@ -58,6 +61,10 @@ class Problem:
     output_loss: LossFn | None = None
     curvature_batch_size: int | None = None
     overlap: float = 0.25
+    domain: str = "real"
+    count_measures: Mapping[str, Callable[[Any], chex.Array]] = dataclasses.field(
+        default_factory=dict
+    )
     shift: Callable[[Any, chex.Array], Any] | None = None
     about: str = ""
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks import data
+from benchmarks.problems import data
 from benchmarks.problems.classification import mean_over
 from benchmarks.problems.problem import Problem, Target
 
@@ -73,6 +73,7 @@ def transformer(
     windows = jnp.asarray(
         tokens[: len(tokens) // (length + 1) * (length + 1)].reshape(-1, length + 1), jnp.int32
     )
+    # The end of the text: windows in its middle would share sentences with the training set.
     held_out = max(1, len(windows) // 10)
     train, test = windows[:-held_out], windows[-held_out:]
 

@@ -35,7 +35,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import differences, differentiability, hyperparameters, trees
+from optax_igr._core import differences, differentiability, extra_args, hyperparameters, trees
 from optax_igr._core.differences import default_radius as default_radius
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.trees import Tree
@@ -333,7 +333,7 @@ def _scalar(value_fn: ValueFn) -> ValueFn:
         value = value_fn(params)
         is_array = hasattr(value, "shape") and hasattr(value, "dtype")
         if not is_array or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"a value function must return one real number, got {value!r}.")
+            raise extra_args.ValueFunctionError(value)
         return value
 
     return checked

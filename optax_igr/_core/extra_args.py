@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 MEANINGS = {
     "value_fn": "`params -> scalar`, the loss of this step",
     "value": "the loss at `params`",
@@ -31,6 +33,33 @@ POSITIONAL_ARGUMENTS = {
     "outputs_fn": 1,
     "output_loss_fn": 1,
 }
+
+
+class ValueFunctionError(ValueError):
+    """Says that a function does not return one real number; the builder adds whose argument it is."""
+
+    def __init__(self, value: Any):
+        super().__init__(
+            f"a value function must return one real number, got {value!r}. There is no `has_aux`: where a function "
+            f"returns a pair, pass `lambda params: function(params)[0]`."
+        )
+
+
+def explained(
+    transform: str, arguments: Mapping[str, Any], params: Any, error: ValueFunctionError
+) -> ValueError:
+    """Returns the error with the transform and the argument that it is about."""
+    for name, num_positional in POSITIONAL_ARGUMENTS.items():
+        function = arguments.get(name)
+        if function is None or name in ("outputs_fn", "output_loss_fn"):
+            continue
+        # A technique wraps the functions, so that the argument is found by calling each once more, abstractly.
+        results = []
+        rest = [0] * (num_positional - 1)
+        jax.eval_shape(lambda p, f=function, r=rest, out=results: out.append(f(p, *r)), params)
+        if getattr(results[0], "shape", None) != ():
+            return ValueError(f"{transform}: `{name}`: {error}")
+    return ValueError(f"{transform}: {error}")
 
 
 def bound(transform: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

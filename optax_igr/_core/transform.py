@@ -103,7 +103,10 @@ def transform(
             name, reference, **{field: getattr(state, field) for field in state_like_params}
         )
         selected = None if params is None else reference
-        updates, state = update(updates, state, selected, **extra)
+        try:
+            updates, state = update(updates, state, selected, **extra)
+        except extra_args.ValueFunctionError as error:
+            raise extra_args.explained(name, extra, selected, error) from error
         return differentiable.fill(updates, given_updates), state
 
     return optax.GradientTransformationExtraArgs(prepared_init, prepared_update)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import hyperparameters
+from optax_igr._core import hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 
 ValueFn = Callable[[chex.ArrayTree], jax.Array]
@@ -111,9 +111,16 @@ def microbatched(
         return loss_fn(params, jax.tree.map(lambda x: x[index], stacked))
 
     def value_fn(params):
+        # The backward pass adds k gradients in the dtype of what the loop closes over: in bfloat16 the sum would be
+        # rounded k times.
+        wide = jax.tree.map(_widened, params)
+
         # Without the checkpoint the backward pass would keep every micro-batch's activations.
-        one = jax.checkpoint(loss_fn)
-        values = jax.lax.map(lambda microbatch: one(params, microbatch), stacked)
+        @jax.checkpoint
+        def one(wide, microbatch):
+            return loss_fn(jax.tree.map(_cast_back, wide, params), microbatch)
+
+        values = jax.lax.map(lambda microbatch: one(wide, microbatch), stacked)
         return jnp.mean(values)
 
     return value_fn, microbatch_value_fn
@@ -277,6 +284,14 @@ def _check_divides(path: Any, x: Any, num_microbatches: int) -> None:
             f"microbatched: on an explicit mesh a micro-batch must be a multiple of the {num_devices} devices that "
             f"the samples lie on; {where} and num_microbatches={num_microbatches}."
         )
+
+
+def _widened(x: Any) -> Any:
+    return x.astype(trees.widened(x.dtype)) if trees.is_inexact(x) else x
+
+
+def _cast_back(x: Any, like: Any) -> Any:
+    return x.astype(like.dtype) if trees.is_inexact(like) else x
 
 
 def _is_masked(x: Any) -> bool:

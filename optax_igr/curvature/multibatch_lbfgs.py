@@ -76,6 +76,7 @@ def scale_by_multibatch_lbfgs(
       A transform whose `update` needs `params` and `overlap_value_fn`, the loss on the samples that this batch shares
       with the one before (not evaluated in the first update: there is no pair yet). `state.memory` tells how many
       pairs were accepted and rejected.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -129,6 +130,7 @@ def multibatch_lbfgs(
 
     Returns:
       An optimizer whose `update` needs `params` and `overlap_value_fn`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

@@ -15,7 +15,7 @@ References:
   Martens, `Deep learning via Hessian-free optimization <https://icml.cc/Conferences/2010/papers/458.pdf>`_, 2010
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -28,9 +28,7 @@ from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.transform import scale_by_learning_rate, transform
 from optax_igr.curvature import _backtracking, _levenberg_marquardt
 from optax_igr.curvature._conjugate_gradient import truncated_cg
-
-Curvature = Literal["hessian", "gauss_newton"]
-CURVATURES: tuple[Curvature, ...] = get_args(Curvature)
+from optax_igr.curvature._newton_model import Curvature, NewtonOptions, loss_and_product
 
 
 class NewtonCGState(NamedTuple):
@@ -61,7 +59,8 @@ def scale_by_newton_cg(
     max_steps: int = 20,
     tolerance: optax.ScalarOrSchedule = 1e-2,
     curvature: Curvature = "hessian",
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
+    radius: optax.ScalarOrSchedule | None = None,
     warm_start: bool = True,
     max_backtracking_steps: int = 10,
 ) -> optax.GradientTransformationExtraArgs:
@@ -78,7 +77,9 @@ def scale_by_newton_cg(
       max_steps: the largest number of conjugate gradient steps.
       tolerance: the residual to stop at, in units of the gradient; a number or a schedule.
       curvature: `hessian` or `gauss_newton`, which is positive semidefinite where the output loss is convex.
-      hvp: how a product with the Hessian is computed, one of the exact modes.
+      hvp: how a product with the Hessian is computed: `auto` takes the fastest exact mode that the loss allows, else a
+        difference.
+      radius: the length of a difference's perturbation, a number or a schedule; None takes a default.
       warm_start: begin at the minimiser of the model along the last direction, for one more product.
       max_backtracking_steps: the largest number of shorter steps that are tried. A step is judged at the price of one
         loss, which the damping needs too, and each shorter step takes one more. 0 judges nothing, so that
@@ -88,6 +89,7 @@ def scale_by_newton_cg(
       A transform whose `update` needs `params` and either `value_fn` or, for `gauss_newton`, `outputs_fn` and
       `output_loss_fn`. It uses `value` if it is given, and takes the Hessian from `curvature_value_fn` if that is.
       The state tells the damping, the number of products, whether negative curvature was met, and :math:`\alpha`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -110,16 +112,10 @@ def scale_by_newton_cg(
     References:
       Martens, `Deep learning via Hessian-free optimization <https://icml.cc/Conferences/2010/papers/458.pdf>`_, 2010
     """
-    return newton_direction(
-        "scale_by_newton_cg",
-        damping=damping,
-        max_steps=max_steps,
-        tolerance=tolerance,
-        curvature=curvature,
-        hvp=hvp,
-        warm_start=warm_start,
-        max_backtracking_steps=max_backtracking_steps,
+    options = NewtonOptions(
+        damping, max_steps, tolerance, curvature, hvp, radius, warm_start, max_backtracking_steps
     )
+    return newton_direction("scale_by_newton_cg", options)
 
 
 def newton_cg(
@@ -129,7 +125,8 @@ def newton_cg(
     max_steps: int = 20,
     tolerance: optax.ScalarOrSchedule = 1e-2,
     curvature: Curvature = "hessian",
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
+    radius: optax.ScalarOrSchedule | None = None,
     warm_start: bool = True,
     max_backtracking_steps: int = 10,
 ) -> optax.GradientTransformationExtraArgs:
@@ -145,11 +142,13 @@ def newton_cg(
       tolerance: the residual to stop at, in units of the gradient.
       curvature: `hessian` or `gauss_newton`.
       hvp: how a product with the Hessian is computed.
+      radius: the length of a difference's perturbation.
       warm_start: begin along the last direction.
       max_backtracking_steps: the largest number of shorter steps that are tried.
 
     Returns:
       An optimizer whose `update` needs what :func:`optax_igr.scale_by_newton_cg` does.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -160,7 +159,7 @@ def newton_cg(
       >>> optimizer = optax_igr.newton_cg(1.0)
       >>> params = jnp.zeros(2)
       >>> state = optimizer.init(params)
-      >>> for _ in range(5):
+      >>> for _ in range(15):
       ...     updates, state = optimizer.update(
       ...         jax.grad(value_fn)(params), state, params, value_fn=value_fn)
       ...     params = optax.apply_updates(params, updates)
@@ -170,47 +169,27 @@ def newton_cg(
     References:
       Martens, `Deep learning via Hessian-free optimization <https://icml.cc/Conferences/2010/papers/458.pdf>`_, 2010
     """
-    direction = newton_direction(
-        "newton_cg",
-        damping=damping,
-        max_steps=max_steps,
-        tolerance=tolerance,
-        curvature=curvature,
-        hvp=hvp,
-        warm_start=warm_start,
-        max_backtracking_steps=max_backtracking_steps,
+    options = NewtonOptions(
+        damping, max_steps, tolerance, curvature, hvp, radius, warm_start, max_backtracking_steps
     )
-    return optax.chain(direction, scale_by_learning_rate("newton_cg", learning_rate))
+    return optax.chain(
+        newton_direction("newton_cg", options),
+        scale_by_learning_rate("newton_cg", learning_rate),
+    )
 
 
-def newton_direction(
-    name: str,
-    *,
-    damping: Scalar,
-    max_steps: int,
-    tolerance: optax.ScalarOrSchedule,
-    curvature: Curvature,
-    hvp: str,
-    warm_start: bool,
-    max_backtracking_steps: int,
-) -> optax.GradientTransformationExtraArgs:
+def newton_direction(name: str, options: NewtonOptions) -> optax.GradientTransformationExtraArgs:
     """Makes the transform of :func:`scale_by_newton_cg` under the public name `name`."""
-    hyperparameters.check_scalar(name, "damping", damping, at_least=0)
-    hyperparameters.check_positive_integer(name, "max_steps", max_steps)
-    tolerance = hyperparameters.checked(name, "tolerance", tolerance, at_least=0)
-    hyperparameters.check_choice(name, "curvature", curvature, CURVATURES)
-    hyperparameters.check_choice(name, "hvp", hvp, derivatives.EXACT_MODES)
-    hyperparameters.check_integer(
-        name, "max_backtracking_steps", max_backtracking_steps, at_least=0
-    )
+    damping = options.damping
+    options = options.checked(name)
     # A traced damping has no value to look at, so it counts as one that may adapt.
     is_damped = not isinstance(damping, int | float) or damping > 0
-    first_damping = hyperparameters.checked(name, "damping", damping, at_least=0)
+    is_judged = options.max_backtracking_steps > 0
 
     def init(params):
         return NewtonCGState(
             count=jnp.zeros([], jnp.int32),
-            damping=jnp.array(first_damping, jnp.float32),
+            damping=jnp.array(options.damping, jnp.float32),
             direction=jax.tree.map(
                 lambda p: jnp.zeros_like(p, dtype=trees.widened(p.dtype)), params
             ),
@@ -220,20 +199,20 @@ def newton_direction(
             step_fraction=jnp.ones([], jnp.float32),
         )
 
-    def update(updates, state, params, *, value=None, **functions):
-        loss_fn, product = _loss_and_product(params, curvature, hvp, **functions)
+    def update(updates, state, params, *, value: Any = None, **functions):
+        loss_fn, product = loss_and_product(name, options, state.count, params, **functions)
         # In units of the gradient, so that the squares of a tiny one do not underflow.
         b, norm = trees.unit(updates)
         solution = truncated_cg(
             lambda v: trees.add(trees.widen(product(v)), trees.scale(state.damping, v)),
             b,
-            trees.unit(state.direction)[0] if warm_start else None,
-            max_steps=max_steps,
-            tolerance=hyperparameters.value_at(tolerance, state.count),
+            trees.unit(state.direction)[0] if options.warm_start else None,
+            max_steps=options.max_steps,
+            tolerance=hyperparameters.value_at(options.tolerance, state.count),
         )
         direction = _descending(trees.scale(norm, solution.x), updates)
         new_damping, ratio, fraction = state.damping, state.reduction_ratio, state.step_fraction
-        if is_damped or max_backtracking_steps > 0:
+        if is_damped or is_judged:
             predicted = _levenberg_marquardt.predicted_decrease(solution, b, state.damping, norm)
 
             def value_along(alpha):
@@ -247,12 +226,12 @@ def newton_direction(
             if is_damped:
                 new_damping = _levenberg_marquardt.adapted_damping(
                     state.damping,
-                    first_damping,
+                    options.damping,
                     ratio,
                     is_rounding,
                     solution.met_negative_curvature,
                 )
-        if max_backtracking_steps > 0:
+        if is_judged:
             fraction = _backtracking.good_fraction(
                 value_along,
                 value,
@@ -260,7 +239,7 @@ def newton_direction(
                 trees.inner_product(updates, direction).astype(predicted.dtype),
                 predicted,
                 lambda: trees.inner_product(derivatives.gradient(loss_fn, params), direction),
-                max_backtracking_steps,
+                options.max_backtracking_steps,
             )
         is_finite = trees.all_finite(direction)
         return trees.cast_like(trees.scale(fraction, direction), params), NewtonCGState(
@@ -273,35 +252,12 @@ def newton_direction(
             step_fraction=fraction.astype(jnp.float32),
         )
 
-    is_hessian = curvature == "hessian"
+    functions = ("value_fn",)
+    if options.curvature == "gauss_newton":
+        functions = ("outputs_fn", "output_loss_fn")
     return transform(
-        name,
-        init,
-        update,
-        needs=("params", "value_fn") if is_hessian else ("params", "outputs_fn", "output_loss_fn"),
-        state_like_params=("direction",),
+        name, init, update, needs=("params", *functions), state_like_params=("direction",)
     )
-
-
-def _loss_and_product(
-    params,
-    curvature,
-    hvp,
-    *,
-    value_fn=None,
-    curvature_value_fn=None,
-    outputs_fn=None,
-    output_loss_fn=None,
-    **unused,
-):
-    """Returns the loss that judges a step, and the products with its curvature."""
-    del unused
-    if curvature == "hessian":
-        return value_fn, derivatives.hessian_operator(
-            curvature_value_fn or value_fn, params, mode=hvp
-        )
-    product = derivatives.gauss_newton_operator(outputs_fn, output_loss_fn, params)
-    return value_fn or (lambda p: output_loss_fn(outputs_fn(p))), product
 
 
 def _stepped(params: Any, direction: Any, alpha: jax.Array) -> chex.ArrayTree:

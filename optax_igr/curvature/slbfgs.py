@@ -9,6 +9,7 @@ from typing import Any
 
 import optax
 
+from optax_igr._core import derivatives
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.transform import scale_by_learning_rate
 from optax_igr.curvature._lbfgs_memory import Form
@@ -23,7 +24,8 @@ def slbfgs(
     anchor_interval: int | None,
     memory_size: int = 10,
     pair_interval: int = 10,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
+    radius: optax.ScalarOrSchedule | None = None,
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
@@ -42,6 +44,7 @@ def slbfgs(
       memory_size: as in :func:`optax_igr.scale_by_sqn`, and so are the others.
       pair_interval: L, the number of steps between two pairs.
       hvp: how the Hessian-vector product is computed.
+      radius: the length of a difference's perturbation.
       min_cosine: the guard of the pairs.
       powell_damping: c, or None.
       history_dtype: of the pairs.
@@ -49,6 +52,7 @@ def slbfgs(
 
     Returns:
       An optimizer whose `update` needs `params`, `value_fn`, `full_value_fn` and `curvature_value_fn`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -79,6 +83,6 @@ def slbfgs(
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
     return optax.chain(
         svrg_estimate("slbfgs", anchor_interval),
-        sqn_direction("slbfgs", pair_interval, hvp, options),
+        sqn_direction("slbfgs", pair_interval, hvp, radius, options),
         scale_by_learning_rate("slbfgs", learning_rate),
     )

@@ -17,6 +17,7 @@ References:
   Byrd et al, `A Stochastic Quasi-Newton Method for Large-Scale Optimization <https://arxiv.org/abs/1401.7020>`_, 2016
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -53,7 +54,8 @@ def scale_by_sqn(
     *,
     memory_size: int = 10,
     pair_interval: int = 10,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
+    radius: optax.ScalarOrSchedule | None = None,
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
@@ -68,7 +70,9 @@ def scale_by_sqn(
     Args:
       memory_size: M, the number of pairs.
       pair_interval: L, the number of steps between two pairs.
-      hvp: how the Hessian-vector product is computed, one of the exact modes.
+      hvp: how the Hessian-vector product is computed: `auto` takes the fastest exact mode that the loss allows, else a
+        difference.
+      radius: the length of a difference's perturbation, a number or a schedule; None takes a default.
       min_cosine: a pair is rejected unless :math:`s^\top y > \cos_{min} \|s\| \|y\|`.
       powell_damping: c in (0, 1): y moves towards Bs until :math:`s^\top y \ge c\,s^\top B s`, so that a loss that is
         not convex rejects no pair after the first; None leaves y as it is.
@@ -79,6 +83,7 @@ def scale_by_sqn(
     Returns:
       A transform whose `update` needs `params` and, at every step, `curvature_value_fn`, which it evaluates at every
       `pair_interval`-th. `state.memory` tells how many pairs were accepted and rejected.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -107,7 +112,7 @@ def scale_by_sqn(
       <https://arxiv.org/abs/1401.7020>`_, 2016
     """
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
-    return sqn_direction("scale_by_sqn", pair_interval, hvp, options)
+    return sqn_direction("scale_by_sqn", pair_interval, hvp, radius, options)
 
 
 def sqn(
@@ -115,7 +120,8 @@ def sqn(
     *,
     memory_size: int = 10,
     pair_interval: int = 10,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
+    radius: optax.ScalarOrSchedule | None = None,
     min_cosine: Scalar = 1e-4,
     powell_damping: Scalar | None = None,
     history_dtype: Any = None,
@@ -133,6 +139,7 @@ def sqn(
       memory_size: as in :func:`optax_igr.scale_by_sqn`, and so are the others.
       pair_interval: L, the number of steps between two pairs.
       hvp: how the Hessian-vector product is computed.
+      radius: the length of a difference's perturbation.
       min_cosine: the guard of the pairs.
       powell_damping: c, or None.
       history_dtype: of the pairs.
@@ -140,6 +147,7 @@ def sqn(
 
     Returns:
       An optimizer whose `update` needs `params` and `curvature_value_fn`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -167,18 +175,22 @@ def sqn(
     """
     options = MemoryOptions(memory_size, min_cosine, powell_damping, history_dtype, form)
     return optax.chain(
-        sqn_direction("sqn", pair_interval, hvp, options),
+        sqn_direction("sqn", pair_interval, hvp, radius, options),
         scale_by_learning_rate("sqn", learning_rate),
     )
 
 
 def sqn_direction(
-    name: str, pair_interval: int, hvp: str, options: MemoryOptions
+    name: str,
+    pair_interval: int,
+    hvp: derivatives.Mode,
+    radius: optax.ScalarOrSchedule | None,
+    options: MemoryOptions,
 ) -> optax.GradientTransformationExtraArgs:
     """Makes the transform of :func:`scale_by_sqn` under the public name `name`."""
     options.check(name)
     hyperparameters.check_positive_integer(name, "pair_interval", pair_interval)
-    hyperparameters.check_choice(name, "hvp", hvp, derivatives.EXACT_MODES)
+    derivatives.check_mode(name, hvp, radius)
 
     def init(params):
         def mean():
@@ -187,8 +199,19 @@ def sqn_direction(
         memory = _lbfgs_memory.init(params, options.memory_size, options.history_dtype)
         return SQNState(jnp.zeros([], jnp.int32), mean(), mean(), memory)
 
-    def update(updates, state, params, *, curvature_value_fn, **unused):
+    def update(updates, state, params, *, curvature_value_fn: Any, **unused):
         del unused
+
+        def product(point, vector):
+            return derivatives.hessian_vector_product(
+                curvature_value_fn,
+                point,
+                vector,
+                mode=hvp,
+                radius=hyperparameters.optional_value_at(radius, state.count),
+                name=name,
+            )
+
         direction, slot = _lbfgs_memory.apply_and_next_slot(state.memory, updates, options.form)
         in_block = state.count % pair_interval
         mean = mean_with(state.mean_params, params, in_block)
@@ -196,7 +219,7 @@ def sqn_direction(
         memory = _lbfgs_push.push_if(
             is_last & (state.count >= pair_interval),
             state.memory,
-            lambda: averaged_pair(curvature_value_fn, mean, state.last_mean_params, params, hvp),
+            lambda: averaged_pair(product, mean, state.last_mean_params, params),
             min_cosine=options.min_cosine,
             powell_damping=options.powell_damping,
             slot=slot,
@@ -230,13 +253,18 @@ def mean_with(mean: chex.ArrayTree, params: Any, num_averaged: ArrayLike) -> che
 
 
 def averaged_pair(
-    curvature_value_fn: derivatives.ValueFn,
+    product: Callable[[Any, Any], Any],
     mean: chex.ArrayTree,
     last_mean: chex.ArrayTree,
     params: Any,
-    hvp: str,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    r"""Returns :math:`s = \bar\theta - \bar\theta'` and :math:`y = \nabla^2 L(\bar\theta)\,s`, like `params`."""
+    r"""Returns :math:`s = \bar\theta - \bar\theta'` and :math:`y = \nabla^2 L(\bar\theta)\,s`.
+
+    Args:
+      product: :math:`\theta, v \mapsto \nabla^2 L(\theta)\,v`.
+      mean: :math:`\bar\theta`.
+      last_mean: :math:`\bar\theta'`.
+      params: the loss is evaluated in their dtypes.
+    """
     step = trees.cast_like(trees.subtract(mean, last_mean), params)
-    point = trees.cast_like(mean, params)
-    return step, derivatives.hessian_vector_product(curvature_value_fn, point, step, mode=hvp)
+    return step, product(trees.cast_like(mean, params), step)

@@ -57,6 +57,7 @@ def svrg(*, anchor_interval: int | None) -> optax.GradientTransformationExtraArg
       A transform whose `update` needs `params`, `value_fn` (the loss of this batch, of which the updates are the
       gradient) and, with an interval, `full_value_fn` at every step. A full gradient that is not finite leaves the
       anchor where it was.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -107,7 +108,7 @@ def svrg_estimate(name: str, anchor_interval: int | None) -> optax.GradientTrans
         anchor, gradient = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         return SVRGState(jnp.zeros([], jnp.int32), anchor, gradient, jnp.zeros([], bool))
 
-    def update(updates, state, params, *, value_fn, full_value_fn=None, **unused):
+    def update(updates, state, params, *, value_fn: Any, full_value_fn: Any = None, **unused):
         del unused
 
         def moved():

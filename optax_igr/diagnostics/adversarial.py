@@ -104,10 +104,10 @@ def input_robustness(
     """
     hyperparameters.check_choice(_NAME, "norm", norm, NORMS)
     hyperparameters.check_positive_integer(_NAME, "num_steps", num_steps)
-    visible = tuple(_checks.visible(x) for x in (inputs, labels, radii))
+    visible_inputs, visible_labels, visible_radii = map(_checks.visible, (inputs, labels, radii))
     inputs, labels, radii = _as_arrays(inputs, labels, radii)
     num_classes = _num_classes(apply_fn, params, inputs)
-    is_right = _is_in_range(*visible, bounds, num_classes)
+    is_right = _is_in_range(visible_inputs, visible_labels, visible_radii, bounds, num_classes)
     radii = jnp.sort(radii)
     if step_size is not None:
         hyperparameters.check_scalar(_NAME, "step_size", step_size, above=0)

@@ -7,7 +7,11 @@ from typing import Any, Self
 import optax
 from flax.training import train_state
 
-from optax_igr.flax._extra_args import takes_extra_args
+from optax_igr.flax._extra_args import (
+    explained_in_multi_steps,
+    takes_extra_args,
+    without_microbatch,
+)
 
 
 class TrainState(train_state.TrainState):
@@ -43,6 +47,8 @@ class TrainState(train_state.TrainState):
           extra_args: extra arguments of `tx.update` by name; a transform that takes none is given
             none. Where `params` holds a collection to be overwritten by its gradient (float8
             scales), they are functions and trees of `params["params"]`, which is what `tx` updates.
+            Inside `optax.MultiSteps`, `value` and `grad` are left out: there they would be those of
+            the last micro-batch, and the incoming updates are the mean gradient.
           **fields: other fields to replace, as `batch_stats`.
 
         Returns:
@@ -51,8 +57,16 @@ class TrainState(train_state.TrainState):
         tx = self.tx
         if not extra_args or not takes_extra_args(tx):
             return super().apply_gradients(grads=grads, **fields)
-        bound = optax.GradientTransformation(tx.init, functools.partial(tx.update, **extra_args))
+        given = without_microbatch(tx, self.opt_state, dict(extra_args))
         # The parent takes the step, then puts `tx` back among the fields that it replaces.
-        return super(TrainState, self.replace(tx=bound)).apply_gradients(
-            grads=grads, **{"tx": tx, **fields}
-        )
+        with explained_in_multi_steps(tx, self.opt_state):
+            return super(TrainState, with_bound(self, given)).apply_gradients(
+                grads=grads, **{"tx": tx, **fields}
+            )
+
+
+def with_bound(state: Any, *extra_args: Mapping[str, Any] | None) -> Any:
+    """Returns a train state whose transform is given the extra arguments; the step must put its `tx` back."""
+    given = {name: x for arguments in extra_args for name, x in (arguments or {}).items()}
+    update = functools.partial(state.tx.update, **given)
+    return state.replace(tx=optax.GradientTransformation(state.tx.init, update))

@@ -1,7 +1,10 @@
 """Flows: which continuous path an optimizer follows, its integration, and how well they agree."""
 
+from optax_igr.flows.adam_central_flow import adam_central_flow, rmsprop_central_flow
 from optax_igr.flows.adam_flow import adam_flow
+from optax_igr.flows.central_flow import central_flow
 from optax_igr.flows.convergence_order import ConvergenceOrder, convergence_order
+from optax_igr.flows.edge_flow import edge_flow
 from optax_igr.flows.flow_from_step import flow_from_step
 from optax_igr.flows.gradient_flow import gradient_flow
 from optax_igr.flows.integrate import integrate
@@ -13,8 +16,11 @@ from optax_igr.flows.two_player_flow import two_player_flow
 
 __all__ = [
     "ConvergenceOrder",
+    "adam_central_flow",
     "adam_flow",
+    "central_flow",
     "convergence_order",
+    "edge_flow",
     "flow_from_step",
     "gradient_flow",
     "integrate",
@@ -22,5 +28,6 @@ __all__ = [
     "modified_flow",
     "optimizer_flow",
     "principal_flow",
+    "rmsprop_central_flow",
     "two_player_flow",
 ]

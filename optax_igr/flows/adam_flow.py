@@ -32,6 +32,7 @@ def adam_flow(
     eps_root: Scalar = 1e-8,
     *,
     order: int = 1,
+    hvp: derivatives.Mode = "auto",
 ) -> _leaves.Field:
     r"""The flow that `optax.adam(learning_rate, b1, b2, eps=0, eps_root=eps_root)` follows.
 
@@ -46,6 +47,7 @@ def adam_flow(
       b2: decay of the second moment, at least 0 and below 1.
       eps_root: what is added to the second moment under the root, above 0.
       order: 1, or 0 for the flow :math:`-g_j / \sqrt{g_j^2 + \epsilon}` without the correction.
+      hvp: the mode of the Hessian-vector product: "auto", an exact one, or a difference.
 
     Returns:
       A field. An integer or boolean leaf has velocity zero.
@@ -69,6 +71,7 @@ def adam_flow(
     hyperparameters.check_scalar("adam_flow", "b2", b2, at_least=0, below=1)
     hyperparameters.check_scalar("adam_flow", "eps_root", eps_root, above=0)
     hyperparameters.check_choice("adam_flow", "order", order, (0, 1))
+    derivatives.check_mode("adam_flow", hvp)
     first, second = (1 + b1) / (1 - b1), (1 + b2) / (1 - b2)
 
     def velocity(params, fill):
@@ -81,7 +84,9 @@ def adam_flow(
         if order == 0:
             return trees.scale(-1, direction)
         # The gradient of the smoothed 1-norm of g is H (g / size).
-        norm_gradient = derivatives.hessian_vector_product(value, params, direction)
+        norm_gradient = derivatives.hessian_vector_product(
+            value, params, direction, mode=hvp, name="adam_flow"
+        )
 
         def leaf(d, s, n):
             bias = learning_rate / 2 * (first - second + second * eps_root / s**2) * n

@@ -72,6 +72,7 @@ def flow_from_step(
     """
     hyperparameters.check_scalar("flow_from_step", "step_size", step_size, above=0)
     hyperparameters.check_integer("flow_from_step", "order", order, at_least=0)
+    order = int(order)
     weights = difference_weights(order)
 
     def velocity(z, fill):

@@ -66,6 +66,8 @@ def integrate(
     hyperparameters.check_scalar("integrate", "rtol", rtol, at_least=0)
     hyperparameters.check_scalar("integrate", "atol", atol, at_least=0)
     hyperparameters.check_positive_integer("integrate", "max_steps", max_steps)
+    # Diffrax counts with a NumPy integer as with an array, which it then traces.
+    max_steps = int(max_steps)
     times = jnp.asarray(duration if save_at is None else save_at, jnp.result_type(float))
     if save_at is not None:
         _check_times(times, duration)

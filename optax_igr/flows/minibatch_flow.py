@@ -17,18 +17,22 @@ References:
 """
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from optax_igr._core import derivatives, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 from optax_igr.flows.optimizer_flow import penalized
 
+Sampling = Literal["shuffled", "with_replacement"]
+
 
 def minibatch_flow(
     value_fns: Sequence[derivatives.ValueFn],
     learning_rate: Scalar,
     *,
-    sampling: str = "shuffled",
+    sampling: Sampling = "shuffled",
+    hvp: derivatives.Mode = "auto",
 ) -> _leaves.Field:
     r"""The flow that minibatch gradient descent follows in the mean over the order of its batches.
 
@@ -38,6 +42,7 @@ def minibatch_flow(
       sampling: "shuffled" where each epoch visits every batch once in random order (the statement
         holds at the ends of epochs), "with_replacement" where each step draws a batch
         independently.
+      hvp: the mode of the Hessian-vector products: "auto", an exact one, or a difference.
 
     Returns:
       A field. An integer or boolean leaf has velocity zero.
@@ -70,8 +75,8 @@ def minibatch_flow(
     if not value_fns:
         raise ValueError("minibatch_flow: `value_fns` must hold at least one loss, got none.")
     hyperparameters.check_scalar("minibatch_flow", "learning_rate", learning_rate)
-    samplings = ("shuffled", "with_replacement")
-    hyperparameters.check_choice("minibatch_flow", "sampling", sampling, samplings)
+    hyperparameters.check_choice("minibatch_flow", "sampling", sampling, get_args(Sampling))
+    derivatives.check_mode("minibatch_flow", hvp)
 
     def mean_value(params):
         return sum(value_fn(params) for value_fn in value_fns) / len(value_fns)
@@ -82,7 +87,7 @@ def minibatch_flow(
                 return value_fn(fill(p))
 
             gradient = derivatives.gradient(value, params)
-            return penalized(value, params, gradient, learning_rate / 4)
+            return penalized("minibatch_flow", value, params, gradient, learning_rate / 4, hvp)
 
         if sampling == "with_replacement":
             return trees.scale(-1, descent(mean_value))

@@ -37,7 +37,8 @@ import jax
 
 from optax_igr._core import hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
-from optax_igr.flows import _leaves, _share
+from optax_igr.flows import _leaves
+from optax_igr.flows._common_subexpressions import eliminate_common_subexpressions
 
 
 def modified_flow(field: _leaves.Field, step_size: Scalar, order: int = 1) -> _leaves.Field:
@@ -83,6 +84,7 @@ def modified_flow(field: _leaves.Field, step_size: Scalar, order: int = 1) -> _l
     """
     hyperparameters.check_scalar("modified_flow", "step_size", step_size)
     hyperparameters.check_integer("modified_flow", "order", order, at_least=0)
+    order = int(order)
 
     def velocity(params, fill):
         def on_selected(p):
@@ -90,7 +92,9 @@ def modified_flow(field: _leaves.Field, step_size: Scalar, order: int = 1) -> _l
             trees.check_like("modified_flow", params, field=out)
             return out
 
-        derivatives = _share.shared(lambda p: step_size_derivatives(on_selected, p, order))(params)
+        derivatives = eliminate_common_subexpressions(
+            lambda p: step_size_derivatives(on_selected, p, order)
+        )(params)
         terms = [
             trees.scale(step_size**j / math.factorial(j), derivative)
             for j, derivative in enumerate(derivatives)

@@ -30,16 +30,17 @@ def optimizer_flow(
     *,
     momentum: Scalar = 0.0,
     nesterov: bool = False,
-    ema: bool = False,
+    averaged: bool = False,
     order: int = 1,
+    hvp: derivatives.Mode = "auto",
 ) -> _leaves.Field:
     r"""The flow that gradient descent, heavy ball, Nesterov or averaged momentum follows.
 
     .. math::
       \dot\theta = -S\,\nabla\big(L + c\,\|\nabla L\|^2\big)
 
-    with the weights of `optax.sgd(learning_rate, momentum, nesterov)`, or, with `ema`, of
-    `optax.ema(momentum)` before `optax.sgd(learning_rate)`. The optimizer joins the flow after a
+    with the weights of `optax.sgd(learning_rate, momentum, nesterov)`, or, with `averaged`,
+    of `optax.ema(momentum)` before `optax.sgd(learning_rate)`. The optimizer joins the flow after a
     few times :math:`1/(1-\beta)` steps, when its momentum has forgotten its start.
 
     Args:
@@ -47,9 +48,10 @@ def optimizer_flow(
       learning_rate: the number `h`; time is the number of steps times `h`.
       momentum: :math:`\beta`, at least 0 and below 1.
       nesterov: whether the momentum is Nesterov's.
-      ema: whether momentum is an exponential moving average, with weights that sum to one.
+      averaged: whether momentum is an exponential moving average, with weights that sum to one.
       order: 1, or 0 for the flow :math:`-S g` without the correction. For higher orders see
         `modified_flow` (gradient descent) and `flow_from_step` (any optimizer).
+      hvp: the mode of the Hessian-vector product: "auto", an exact one, or a difference.
 
     Returns:
       A field. An integer or boolean leaf has velocity zero.
@@ -72,8 +74,9 @@ def optimizer_flow(
     hyperparameters.check_scalar("optimizer_flow", "learning_rate", learning_rate)
     hyperparameters.check_scalar("optimizer_flow", "momentum", momentum, at_least=0, below=1)
     hyperparameters.check_choice("optimizer_flow", "order", order, (0, 1))
-    rate, _ = drift.gradient_weight_moments(momentum, nesterov, ema)
-    coefficient = drift.implicit_coefficient(learning_rate, momentum, nesterov, ema)
+    derivatives.check_mode("optimizer_flow", hvp)
+    rate, _ = drift.gradient_weight_moments(momentum, nesterov, averaged)
+    coefficient = drift.implicit_coefficient(learning_rate, momentum, nesterov, averaged)
 
     def velocity(params, fill):
         def value(p):
@@ -81,18 +84,22 @@ def optimizer_flow(
 
         gradient = derivatives.gradient(value, params)
         if order == 1:
-            gradient = penalized(value, params, gradient, coefficient)
+            gradient = penalized("optimizer_flow", value, params, gradient, coefficient, hvp)
         return trees.scale(-1, trees.scale(rate, gradient))
 
     return _leaves.on_whole_tree("optimizer_flow", velocity)
 
 
 def penalized(
+    name: str,
     value_fn: derivatives.ValueFn,
     params: chex.ArrayTree,
     gradient: chex.ArrayTree,
     coefficient: Scalar,
+    hvp: derivatives.Mode,
 ) -> chex.ArrayTree:
     r"""Returns :math:`g + 2 c H g`, the gradient of :math:`L + c \|\nabla L\|^2`."""
-    product = derivatives.hessian_vector_product(value_fn, params, gradient)
+    product = derivatives.hessian_vector_product(
+        value_fn, params, gradient, mode=hvp, gradient_at_params=gradient, name=name
+    )
     return trees.add(gradient, trees.scale(2 * coefficient, product))

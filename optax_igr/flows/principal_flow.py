@@ -14,6 +14,8 @@ References:
   learning <https://arxiv.org/abs/2302.01952>`_, 2023
 """
 
+from typing import Literal, get_args
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,11 @@ from optax_igr._core import derivatives, hyperparameters
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 
+Branch = Literal["real", "complex"]
+
 
 def principal_flow(
-    value_fn: derivatives.ValueFn, step_size: Scalar, *, branch: str = "real"
+    value_fn: derivatives.ValueFn, step_size: Scalar, *, branch: Branch = "real"
 ) -> _leaves.Field:
     r"""The flow along the Hessian's eigendirections, for problems with a small dense Hessian.
 
@@ -59,7 +63,7 @@ def principal_flow(
       learning <https://arxiv.org/abs/2302.01952>`_, 2023
     """
     hyperparameters.check_scalar("principal_flow", "step_size", step_size, above=0)
-    hyperparameters.check_choice("principal_flow", "branch", branch, ("real", "complex"))
+    hyperparameters.check_choice("principal_flow", "branch", branch, get_args(Branch))
     holomorphic = branch == "complex"
 
     def velocity(params, fill):

@@ -17,6 +17,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import chex
 import jax
@@ -25,6 +26,7 @@ from optax_igr._core import derivatives, hyperparameters, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.flows import _leaves
 
+Updates = Literal["simultaneous", "alternating"]
 PlayerValueFn = Callable[[tuple[chex.ArrayTree, chex.ArrayTree]], jax.Array]
 
 
@@ -32,7 +34,7 @@ def two_player_flow(
     value_fns: Sequence[PlayerValueFn],
     learning_rates: Sequence[Scalar],
     *,
-    updates: str = "simultaneous",
+    updates: Updates = "simultaneous",
     order: int = 1,
 ) -> _leaves.Field:
     r"""The flow that two players' simultaneous or alternating gradient steps follow.
@@ -79,8 +81,7 @@ def two_player_flow(
         )
     for rate in learning_rates:
         hyperparameters.check_scalar("two_player_flow", "learning_rates", rate)
-    choices = ("simultaneous", "alternating")
-    hyperparameters.check_choice("two_player_flow", "updates", updates, choices)
+    hyperparameters.check_choice("two_player_flow", "updates", updates, get_args(Updates))
     hyperparameters.check_choice("two_player_flow", "order", order, (0, 1))
     sign = 1 if updates == "simultaneous" else -1
 

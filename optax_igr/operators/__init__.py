@@ -6,6 +6,10 @@ room.
 """
 
 from optax_igr.operators.conv_operator import ConvOperator, conv_operator
+from optax_igr.operators.conv_transpose_operator import (
+    ConvTransposeOperator,
+    conv_transpose_operator,
+)
 from optax_igr.operators.leaves import Operator
 from optax_igr.operators.matrix_operator import MatrixOperator, matrix_operator
 from optax_igr.operators.norms import (
@@ -14,15 +18,20 @@ from optax_igr.operators.norms import (
     spectral_norm,
     spectral_norm_bound,
 )
+from optax_igr.operators.stacked_operator import StackedOperator, stacked_operator
 
 __all__ = [
     "ConvOperator",
+    "ConvTransposeOperator",
     "MatrixOperator",
     "Operator",
+    "StackedOperator",
     "conv_operator",
+    "conv_transpose_operator",
     "frobenius_norm",
     "matrix_operator",
     "schatten_norm",
     "spectral_norm",
     "spectral_norm_bound",
+    "stacked_operator",
 ]

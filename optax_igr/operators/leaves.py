@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from optax_igr._core import hyperparameters, trees
 from optax_igr.operators.conv_operator import ConvOperator
+from optax_igr.operators.conv_transpose_operator import ConvTransposeOperator
 from optax_igr.operators.matrix_operator import MatrixOperator
+from optax_igr.operators.stacked_operator import StackedOperator
 
-Operator = MatrixOperator | ConvOperator
+Operator = MatrixOperator | ConvOperator | ConvTransposeOperator | StackedOperator
 
 
 def resolve(transform: str, tree: Any, operator: Any = None, mask: Any = None) -> Any:
@@ -142,8 +144,8 @@ def _resolve_leaf(transform, path, leaf, choice, is_default):
         return None
     if not isinstance(choice, Operator):
         raise ValueError(
-            f"{name}: `operator` must be one of optax_igr.matrix_operator() and "
-            f"optax_igr.conv_operator(), got {choice!r}."
+            f"{name}: `operator` must be one of optax_igr.matrix_operator(), optax_igr.conv_operator() and the "
+            f"operators of optax_igr.operators, got {choice!r}."
         )
     complaint = choice.complaint(leaf.shape)
     if complaint is not None:

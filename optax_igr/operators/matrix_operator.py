@@ -79,8 +79,9 @@ def matrix_operator(
     """Describes a weight as a matrix, or as a stack of separate matrices.
 
     Args:
-      in_axes: the axes that are summed over with the input.
-      out_axes: the axes of the output. Every axis in neither counts separate matrices, each with its own norm.
+      in_axes: the axes that are summed over with the input; `()` where there are none.
+      out_axes: the axes of the output; `()` where there are none. Every axis in neither counts separate matrices, each
+        with its own norm.
 
     Returns:
       A frozen, hashable description, for the argument `operator` of :func:`optax_igr.add_schatten_decay` and others.
@@ -104,9 +105,11 @@ def matrix_operator(
       Vaswani et al, `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_, 2017
     """
     in_axes, out_axes = (
-        integers("matrix_operator", name, axes, at_least=None)
+        () if np.size(axes) == 0 else integers("matrix_operator", name, axes, at_least=None)
         for name, axes in (("in_axes", in_axes), ("out_axes", out_axes))
     )
+    if not in_axes + out_axes:
+        raise ValueError("matrix_operator: `in_axes` and `out_axes` must not both be empty.")
     return MatrixOperator(in_axes, out_axes)
 
 

@@ -135,8 +135,9 @@ def add_gradient_penalty(
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
 
     .. note::
-      `value_fn` must return the loss of the whole batch, also under `jax.shard_map` (take the `pmean` inside
-      it): the penalty is not linear in the loss, so that of a mean is not the mean of those of the shards.
+      `value_fn` must return the loss of the whole batch: the penalty is not linear in the loss, so that of a mean is
+      not the mean of those of the shards. Under an axis name (`pmap`, `vmap`, `shard_map`) wrap it by
+      :func:`optax_igr.mean_over`.
 
     .. note::
       Inside `optax.masked` or `optax.partition`, wrap `value_fn` by :func:`optax_igr.fill_masked`; or use `mask`.

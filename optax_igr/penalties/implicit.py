@@ -142,6 +142,7 @@ def add_igr(
 
     Returns:
       A transform whose `update` needs `params` and `value_fn` and uses `grad` if it is given.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -199,6 +200,7 @@ def cancel_igr(
 
     Returns:
       A transform whose `update` needs `params` and `value_fn` and uses `grad` if it is given.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
@@ -262,6 +264,7 @@ def hold_igr(
 
     Returns:
       A transform whose `update` needs `params` and `value_fn` and uses `grad` if it is given.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

@@ -49,6 +49,7 @@ def add_microbatch_gradient_penalty(
     Returns:
       A transform whose `update` needs `params` and `microbatch_value_fn`, `(params, index) -> scalar` with index in
       0..k-1; :func:`optax_igr.microbatched` makes one from a batch.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

@@ -104,6 +104,7 @@ def scale_by_cauchy_step(
     Returns:
       A transform whose `update` needs `params` and `value_fn`, and prefers `curvature_value_fn` for H. The length in
       force is `optax.tree.get(state, "average_length")`, zero as long as it is `fallback`.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

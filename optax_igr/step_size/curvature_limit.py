@@ -66,6 +66,7 @@ def limit_by_curvature(
       A transform whose `update` needs `params` and `value_fn`. The raw gradient is `grad` if it is given, else it
       is derived from `value_fn`, at no cost under `jax.jit` where the loop derives the same. H prefers
       `curvature_value_fn`. :math:`\kappa` is `optax.tree.get(state, "curvature_ratio")`, zero where it is undefined.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

@@ -134,6 +134,7 @@ def adapt_scale(
       for either option, `value_fn` for the first step (and prefers `curvature_value_fn` for H). The scale is in the
       state, in float32 or wider: `optax.tree.get(state, "log_scale")`. After a gradient that is not finite it
       emits zeros and keeps its state and the inner one.
+      Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
     Raises:
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.

@@ -1,5 +1,4 @@
 import gzip
-import json
 import re
 import shutil
 import struct
@@ -10,23 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer.testing
 
-from benchmarks import __main__ as command_line
-from benchmarks import records, tensorboard
+from benchmarks.engine import records
+from benchmarks.engine.table import table
+from benchmarks.problems import PROBLEMS
+from benchmarks.report import tensorboard
 from benchmarks.techniques import TECHNIQUES
+from tests.benchmarks.helpers import invoke
 
 _BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-def _invoke(*arguments):
-    return typer.testing.CliRunner().invoke(
-        command_line.app, [str(a) for a in arguments], env={"COLUMNS": "200", "TERM": "dumb"}
-    )
-
-
-def _text(result):
-    return re.sub(r"[\s│╭╮╰╯─]+", " ", result.output + result.stderr)
 
 
 def _write_idx(path, array, compress=False):
@@ -53,9 +44,9 @@ def results(tmp_path_factory, data):
         *("--out", folder, "--data-dir", data, "--seeds", 2, "--num-steps", 6),
         *("--techniques", "sgd,sgd_penalty", "--learning-rates", "0.05"),
     )
-    result = _invoke(*arguments)
-    assert result.exit_code == 0, _text(result)
-    return folder, _text(result), arguments
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.words
+    return folder, result.words, arguments
 
 
 def test_the_main_job_writes_records_figures_and_a_report(results):
@@ -64,7 +55,7 @@ def test_the_main_job_writes_records_figures_and_a_report(results):
     assert [(r.technique, r.seed) for r in runs] == [
         (name, seed) for name in ("sgd", "sgd_penalty") for seed in (0, 1)
     ]
-    assert runs[0].settings.startswith("MNIST, 40 train / 20 test")
+    assert runs[0].about.startswith("MNIST, 40 train / 20 test")
     assert runs[0].curve["train_loss"][0] == runs[2].curve["train_loss"][0]
     for figure in ("effects", "paths", "curves", "robustness", "flatness"):
         assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
@@ -77,7 +68,7 @@ def test_a_call_whose_runs_are_on_record_only_writes_the_report_again(results):
     folder, _, arguments = results
     before = (folder / "records.jsonl").read_bytes()
     (folder / "report.html").unlink()
-    assert _invoke(*arguments).exit_code == 0
+    assert invoke(*arguments).exit_code == 0
     assert (folder / "records.jsonl").read_bytes() == before
     assert (folder / "report.html").exists()
 
@@ -85,21 +76,21 @@ def test_a_call_whose_runs_are_on_record_only_writes_the_report_again(results):
 def test_packed_records_become_a_table_of_results(results, tmp_path):
     folder = tmp_path / "recorded"
     source = results[0] / "records.jsonl"
-    packed = _invoke("pack", "penalties.small", source, "--folder", folder)
-    assert packed.exit_code == 0, _text(packed)
-    written = _invoke("results", "--folder", folder, "--out", tmp_path / "RESULTS.md")
-    assert written.exit_code == 0, _text(written)
-    text = (tmp_path / "RESULTS.md").read_text()
+    packed = invoke("pack", "penalties.small", source, "--folder", folder)
+    assert packed.exit_code == 0, packed.words
+    written = invoke("results", "--folder", folder, "--out", tmp_path / "RESULTS.md")
+    assert written.exit_code == 0, written.words
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "Records: `recorded/penalties.small.jsonl.gz`." in text
     assert "\n| sgd_penalty | 0.05 |" in text
     assert "40 train / 20 test" in text
-    refused = _invoke("pack", "penalty", source, "--folder", folder)
+    refused = invoke("pack", "penalty", source, "--folder", folder)
     assert refused.exit_code == 2
-    assert "penalty.jsonl.gz names none of penalties" in _text(refused)
+    assert "penalty.jsonl.gz names none of penalties" in refused.words
 
 
 def test_the_report_loads_nothing_from_elsewhere(results):
-    html = (results[0] / "report.html").read_text()
+    html = (results[0] / "report.html").read_text(encoding="utf-8")
     scripts = re.findall(r"<script>.*?</script>", html, flags=re.DOTALL)
     markup = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
     assert len(scripts) == 2
@@ -122,27 +113,27 @@ def test_a_browser_without_a_network_draws_every_figure(results):
 
 
 def test_a_wrong_technique_lists_the_right_ones_of_the_experiment():
-    result = _invoke("--techniques", "sgd,sgdd")
+    result = invoke("--techniques", "sgd,sgdd")
     assert result.exit_code == 2
-    assert "unknown technique 'sgdd'; penalties has sgd, sgd_penalty" in _text(result)
-    result = _invoke("hedge", "--techniques", "egg")
+    assert "unknown technique 'sgdd'; penalties has sgd, sgd_penalty" in result.words
+    result = invoke("hedge", "--techniques", "egg")
     assert result.exit_code == 2
-    assert "'egg'; hedge has hedge, " in _text(result)
-    result = _invoke("steps", "--techniques", "sgdd")
-    assert "Invalid value for --techniques: unknown technique 'sgdd'" in _text(result)
-    assert "hedge_fixed" in _text(_invoke("hedge", "--help")).replace(" ", "")
+    assert "'egg'; hedge has hedge, " in result.words
+    result = invoke("steps", "--techniques", "sgdd")
+    assert "Invalid value for --techniques: unknown technique 'sgdd'" in result.words
+    assert "hedge_fixed" in invoke("hedge", "--help").words.replace(" ", "")
 
 
 def test_an_option_before_the_command_is_refused():
-    result = _invoke("--seeds", "2", "optimizers")
+    result = invoke("--seeds", "2", "optimizers")
     assert result.exit_code == 2
-    assert "--seeds must follow the command: python -m benchmarks optimizers --seeds" in _text(
-        result
+    assert (
+        "--seeds must follow the command: python -m benchmarks optimizers --seeds" in result.words
     )
 
 
 def test_curves_become_tensorboard_scalars(results, tmp_path, monkeypatch):
-    runs = records.read(results[0] / "records.jsonl")
+    runs = table(records.read(results[0] / "records.jsonl"))
     written = {}
 
     class Writer:
@@ -162,14 +153,14 @@ def test_curves_become_tensorboard_scalars(results, tmp_path, monkeypatch):
     assert tensorboard.write(runs, tmp_path) == tmp_path / "tensorboard"
     assert len(written) == 4
     scalars = written["tensorboard/mnist/sgd_penalty_0.05_1"]
-    curve = runs[-1].curve
+    curve = runs["curve"].iloc[-1]
     expected = [(step, x) for step, x in zip(curve["step"], curve["train_loss"], strict=True)]
     assert [(step, x) for name, x, step in scalars if name == "train_loss"] == expected
     assert "step" not in {name for name, _, _ in scalars}
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    result = _invoke(*results[2], "--tensorboard")
+    result = invoke(*results[2], "--tensorboard")
     assert result.exit_code == 2
-    assert "pip install tensorboardX" in _text(result)
+    assert "pip install tensorboardX" in result.words
 
 
 @pytest.mark.parametrize(
@@ -183,35 +174,156 @@ def test_curves_become_tensorboard_scalars(results, tmp_path, monkeypatch):
     ],
 )
 def test_a_bad_argument_is_named(arguments, message):
-    result = _invoke(*arguments)
+    result = invoke(*arguments)
     assert result.exit_code == 2
-    assert message in _text(result)
+    assert message in result.words
 
 
 def test_help_names_every_technique_and_command():
-    text = _text(_invoke("--help"))
+    text = invoke("--help").words
     assert "penalties" in text
     assert "steps" in text
     assert not [name for name in TECHNIQUES if name not in text.replace(" ", "")]
 
 
 def test_a_missing_file_is_named_with_the_command_that_brings_it(tmp_path):
-    result = _invoke("--data-dir", tmp_path, "--out", tmp_path)
+    result = invoke("--data-dir", tmp_path, "--out", tmp_path)
     assert result.exit_code == 2
-    assert "has no train-images-idx3-ubyte" in _text(result)
-    assert "`python -m benchmarks download mnist` brings it" in _text(result)
+    assert "has no train-images-idx3-ubyte" in result.words
+    assert "`python -m benchmarks download mnist` brings it" in result.words
 
 
 def test_the_cost_of_a_step_is_measured_beside_the_plain_one_and_by_hand(tmp_path):
-    result = _invoke(
+    result = invoke(
         *("steps", "--out", tmp_path, "--rounds", 1, "--widths", "64,64,10", "--batch-size", 32),
         *("--techniques", "sgd_penalty,sgd_difference_penalty"),
     )
-    assert result.exit_code == 0, _text(result)
-    costs = {
-        c["name"]: c for c in map(json.loads, (tmp_path / "steps.jsonl").read_text().splitlines())
-    }
+    assert result.exit_code == 0, result.words
+    costs = {c.technique: c.measures for c in records.read(tmp_path / "steps.jsonl")}
     assert costs["sgd"]["flops"] == 1
     assert costs["sgd_penalty"]["flops_by_hand"] == pytest.approx(1, abs=0.01)
     assert costs["sgd_difference_penalty"]["flops"] == pytest.approx(2, abs=0.15)
     assert costs["sgd_penalty"]["state_copies"] < 0.01
+
+
+def test_any_technique_of_the_library_enters_another_experiment_by_its_name(tmp_path):
+    names = "adam_adapted,slbfgs,newton_cg"
+    result = invoke(
+        *("optimizers", "--techniques", names, "--problems", "quadratic", "--seeds", 1),
+        *("--num-steps", 30, "--learning-rates", "0.1", "--out", tmp_path),
+    )
+    assert result.exit_code == 0, result.words
+    runs = records.read(tmp_path / "records.jsonl")
+    assert [r.technique for r in runs] == names.split(",")
+    for run in runs:
+        assert run.measures["train_loss"] < run.curve["train_loss"][0]
+
+
+def test_a_technique_that_an_experiment_cannot_measure_is_refused_with_the_reason(tmp_path):
+    result = invoke("hedge", "--techniques", "adam", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "hedge cannot measure adam on hedge_2_1000: it is for real parameters" in result.words
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+_PLUGIN = """
+import jax.numpy as jnp
+import optax
+from benchmarks import problems, techniques
+
+techniques.register(
+    techniques.Technique("signs", lambda h, plan: optax.sign_sgd(h), (0.25,), "the signs alone")
+)
+
+def valley(data_dir):
+    measures = {"train_loss": lambda p, train, test: jnp.sum(jnp.abs(p))}
+    return problems.Problem(
+        name="valley",
+        init=lambda key: jnp.array([1.0, -2.0]),
+        loss=lambda p, batch: jnp.sum(jnp.abs(p)),
+        train=None,
+        test=None,
+        batch_size=None,
+        num_steps=4,
+        measures=measures,
+        final_measures=measures,
+        target=problems.Target("train_loss", 1.5, higher_is_better=False),
+        about="a valley",
+    )
+
+problems.register("valley", valley)
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    # What a plugin registers is gone after the test.
+    for registry in (TECHNIQUES, PROBLEMS):
+        for name in ("signs", "valley"):
+            monkeypatch.setitem(registry, name, None)
+            del registry[name]
+    path = tmp_path / "my_techniques.py"
+    path.write_text(_PLUGIN, encoding="utf-8")
+    return path
+
+
+def test_a_plugin_brings_a_technique_and_a_problem(plugin, tmp_path):
+    folder = tmp_path / "out"
+    result = invoke(
+        *("optimizers", "--techniques", "signs", "--problems", "valley", "--seeds", 1),
+        *("--plugin", plugin, "--out", folder),
+    )
+    assert result.exit_code == 0, result.words
+    (run,) = records.read(folder / "records.jsonl")
+    # Four steps of a quarter from (1, -2): the loss falls by a half a step, from 3 to 1.
+    assert run.measures["train_loss"] == pytest.approx(1.0)
+    assert dict(run.settings) == {"learning_rate": 0.25}
+    # The target of 1.5 is reached after three of them.
+    assert re.search(r"signs 0\.25 3 \[3, 3\]", result.words)
+    again = invoke("optimizers", "--plugin", plugin, "--out", folder)
+    assert again.exit_code == 2
+    assert "a technique 'signs' is there already" in again.words
+
+
+def test_an_error_in_a_plugin_names_the_file(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("import nothing_of_this_name", encoding="utf-8")
+    result = invoke("optimizers", "--plugin", path)
+    assert result.exit_code == 2
+    assert re.search(r"broken\.py: ModuleNotFoundError: .*nothing_of_this_name", result.words)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("hedge", "--out"),
+        ("flows", "--out"),
+        ("steps", "--out"),
+        ("steps", "--elementwise", "--out"),
+        ("decay-costs", "--out"),
+        ("sweep-speed", "--out"),
+        ("download", "text", "--data-dir"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(
+    arguments, tmp_path, monkeypatch
+):
+    def never(*args, **options):
+        raise AssertionError("it ran")
+
+    for place in ("engine.runner.run_all", "costs.timing.interleaved", "problems.data.download"):
+        monkeypatch.setattr(f"benchmarks.{place}", never)
+    file = tmp_path / "a_file"
+    file.write_text("", encoding="utf-8")
+    result = invoke(*arguments, file / "folder")
+    assert result.exit_code == 2
+    assert "cannot be written" in result.words
+    assert sorted(tmp_path.iterdir()) == [file]
+
+
+def test_results_are_refused_where_their_file_cannot_be_written(tmp_path):
+    file = tmp_path / "a_file"
+    file.write_text("", encoding="utf-8")
+    result = invoke("results", "--out", file / "RESULTS.md")
+    assert result.exit_code == 2
+    assert "cannot be written" in result.words

@@ -1,11 +1,15 @@
 """The flow figures: published end points, the records, and charts for whatever the numbers are."""
 
-import jax
+import dataclasses
+
 import numpy as np
 import pytest
 
-from benchmarks import figures, records
-from benchmarks.experiments import flow_charts, flow_paths, flows
+from benchmarks.engine import records
+from benchmarks.engine.table import table
+from benchmarks.experiments import flow_charts, flow_paths, flows, sweep
+from benchmarks.experiments.flow_measurement import flow_measurement
+from benchmarks.report import figures
 
 PUBLISHED = {
     ("gradient descent", 1e-3): 4.55626,
@@ -19,13 +23,14 @@ PUBLISHED = {
 def test_paths_on_two_weights_end_where_published(technique, rate):
     (wanted,) = (
         m
-        for m in flows.MEASUREMENTS
-        if (m.problem, m.technique, m.learning_rate) == ("two weights", technique, rate)
+        for m in flows.EXPERIMENT.measurements
+        for problem, _, _, name, (setting,), _ in m.keys
+        if (problem, name, setting) == ("two weights", technique, rate)
     )
-    with jax.enable_x64(True):
-        curve, final = wanted.measure()
-    np.testing.assert_allclose(final["value"], PUBLISHED[technique, rate], atol=1e-5)
-    assert (curve["a"][0], curve["b"][0]) == flow_paths.START
+    (found,) = wanted.measure()
+    assert found.key == wanted.keys[0]
+    np.testing.assert_allclose(found.measures["value"], PUBLISHED[technique, rate], atol=1e-5)
+    assert (found.curve["a"][0], found.curve["b"][0]) == flow_paths.START
 
 
 def fake(slope):
@@ -43,24 +48,26 @@ def fake(slope):
     return curve, {"measure": "slope", "value": slope, "theory": slope}
 
 
-def test_a_second_run_measures_nothing_and_every_figure_is_drawn(tmp_path, monkeypatch):
+def test_a_second_run_measures_nothing_and_every_figure_is_drawn(tmp_path):
     calls = []
+
+    def measure():
+        calls.append(0)
+        return fake(2.0)
+
     replaced = [
-        flows.Measurement(
-            m.problem,
-            m.settings,
-            m.technique,
-            m.learning_rate,
-            m.num_steps,
-            lambda: (calls.append(0), fake(2.0))[1],
-        )
-        for m in flows.MEASUREMENTS
+        flow_measurement(problem, about, technique, rate, num_steps, measure)
+        for m in flows.EXPERIMENT.measurements
+        for problem, about, num_steps, technique, (rate,), _ in m.keys
     ]
-    monkeypatch.setattr(flows, "MEASUREMENTS", replaced)
-    runs = flows.run(tmp_path / "records.jsonl")
-    again = flows.run(tmp_path / "records.jsonl")
-    assert len(calls) == len(runs) == len(records.read(tmp_path / "records.jsonl"))
-    assert [r.key for r in again] == [r.key for r in runs]
+    faked = dataclasses.replace(flows.EXPERIMENT, measurements=replaced)
+    path = tmp_path / "records.jsonl"
+    runs = sweep.run(faked, path)
+    again = sweep.run(faked, path)
+    assert len(calls) == len(runs) == len(records.read(path))
+    assert again["label"].equals(runs["label"])
+    # A path is no run: nothing is said of what a step of it costs.
+    assert "seconds_per_step" not in table(records.read(path))
     drawn = flow_charts.draw(runs)
     assert [figure.name for figure in drawn] == ["paths", "one_step", "optimizers", "drift"]
     for figure in drawn:

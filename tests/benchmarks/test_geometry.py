@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import optax_igr
-from benchmarks.experiments import geometry
 from benchmarks.problems.online import sparse_regression
+from benchmarks.techniques import geometry
 
 
 def _best_incurred(num_inputs, make, rates):

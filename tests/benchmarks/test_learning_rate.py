@@ -7,30 +7,24 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import experiment, report
-from benchmarks.experiments import learning_rate, learning_rate_entries
-from benchmarks.problems.problem import Problem
-from benchmarks.records import Record
-from benchmarks.technique import Technique
+from benchmarks.engine.table import table
+from benchmarks.experiments import learning_rate, learning_rate_entries, sweep
+from benchmarks.experiments.experiment import Entry
+from benchmarks.problems import Problem
+from benchmarks.report import tables
+from benchmarks.techniques import Technique
+from tests.benchmarks import helpers
 
 
-def record(technique, rate, loss, accuracy=0.9, problem="digits", seed=0, curve=None):
-    final = {"train_loss": loss, "test_accuracy": accuracy}
-    return Record(
+def record(technique, rate, loss, accuracy=0.9, problem="digits", curve=None):
+    return helpers.record(
+        technique,
+        rate,
+        loss=loss,
+        measures={"test_accuracy": accuracy},
         problem=problem,
-        settings="",
-        technique=technique,
-        learning_rate=rate,
-        seed=seed,
         num_steps=4,
         curve=curve or {"step": [0, 4], "train_loss": [1.0, loss]},
-        final=final,
-        gradients_per_step=1,
-        products_per_step=0,
-        seconds_per_step=0,
-        compile_seconds=0,
-        runs_in_program=1,
-        environment={},
     )
 
 
@@ -45,20 +39,23 @@ RUNS = [
 
 def test_counts_the_rates_within_a_tenth_of_the_loss_and_a_point_of_the_accuracy():
     # Of the reference at the rate of its lowest loss, not of its highest accuracy.
-    assert learning_rate.rates_reached(RUNS)["digits", "mine"] == (3, 1, 1)
-    assert "On digits (searched: 0.2): mine 1/1." in learning_rate.headline(RUNS)
+    reached = learning_rate.rates_reached(table(RUNS)).loc[("digits", "mine")]
+    assert (reached["total"], reached["loss"], reached["accuracy"]) == (3, 1, 1)
+    assert "On digits (searched: 0.2): mine 1/1." in learning_rate.headline(table(RUNS))
 
 
 def test_without_the_reference_nothing_is_compared_with_it():
-    assert learning_rate.headline([r for r in RUNS if r.technique == "mine"]) == ""
-    (row,) = report.cells(learning_rate.EXPERIMENT, RUNS[2:])[1]
+    assert learning_rate.headline(table(RUNS[2:])) == ""
+    (row,) = tables.cells(learning_rate.EXPERIMENT, table(RUNS[2:]))[1]
     assert "0 of 3" in row
 
 
 def test_heavy_ball_is_compared_with_its_own_search():
     searched = [record("heavy_ball_decayed", rate, loss) for rate, loss in ((0.1, 0.4), (0.3, 0.3))]
     adapted = [record("heavy_ball_adapted", rate, loss) for rate, loss in ((0.1, 0.2), (1.0, 0.25))]
-    assert "brackets searched: digits 0.25 (0.3)." in learning_rate.headline(searched + adapted)
+    assert "brackets searched: digits 0.25 (0.3)." in learning_rate.headline(
+        table(searched + adapted)
+    )
 
 
 def test_the_shift_is_judged_by_the_curve_after_it():
@@ -66,7 +63,8 @@ def test_the_shift_is_judged_by_the_curve_after_it():
         curve = {"step": [0, 1, 2, 3, 4], "train_loss": losses}
         return record(technique, 0.1, losses[-1], problem=learning_rate.SHIFTED, curve=curve)
 
-    runs = [*RUNS, shifted("mine", [9, 9, 9, 2, 1]), shifted("other", [0, 0, 0, 4, 0])]
+    late = [shifted("mine", [9, 9, 9, 2, 1]), shifted("other", [0, 0, 0, 4, 0])]
+    runs = table([*RUNS, *late])
     assert "mine 1.5, other 2." in learning_rate.headline(runs)
     assert [f.name for f in learning_rate.EXPERIMENT.figures(runs)] == ["rates", "shift"]
 
@@ -103,12 +101,13 @@ def test_a_run_sees_the_shift_at_its_step(tmp_path):
         final_measures={"at": lambda p, train, test: p},
         shift=lambda batch, step: {"sign": jnp.where(step < 2, 1, -1) * batch["sign"]},
     )
-    sgd = Technique("sgd", lambda h, n: optax.sgd(h), (1.0,), "")
+    sgd = Technique("sgd", lambda h, plan: optax.sgd(h), (1.0,), "")
     one = dataclasses.replace(
         learning_rate.EXPERIMENT,
         problems=lambda data_dir: [problem],
         curve_measures=None,
-        entries=[experiment.Entry(sgd)],
+        needs=(),
+        entries=[Entry(sgd)],
     )
-    (run,) = experiment.run(one, tmp_path / "records.jsonl", seeds=1)
-    assert run.curve["at"] == [0, -1, -2, -1, 0]
+    runs = sweep.run(one, tmp_path / "records.jsonl", seeds=1)
+    assert runs["curve"][0]["at"] == [0, -1, -2, -1, 0]

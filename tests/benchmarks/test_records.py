@@ -1,27 +1,20 @@
 import dataclasses
 import gzip
+import json
 import math
 
 import pytest
 
-from benchmarks import records
+from benchmarks.engine import records
+from benchmarks.engine.table import groups, table
+from tests.benchmarks.helpers import record
 
 
 def _record(seed=0, **changes):
-    made = records.Record(
-        problem="p",
-        settings="s",
-        technique="sgd",
-        learning_rate=0.1,
+    made = record(
         seed=seed,
-        num_steps=2,
-        curve={"step": [0, 2], "train_loss": [1.0, math.inf]},
-        final={"train_loss": math.inf, "noise_accuracy": [0.5, math.nan]},
-        gradients_per_step=1.0,
-        products_per_step=0.0,
-        seconds_per_step=1e-3,
-        compile_seconds=0.5,
-        runs_in_program=5,
+        loss=math.inf,
+        measures={"noise_accuracy": [0.5, math.nan]},
         environment={"machine": "nan"},
     )
     return dataclasses.replace(made, **changes)
@@ -29,17 +22,16 @@ def _record(seed=0, **changes):
 
 def test_records_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "run" / "records.jsonl"
-    written = [_record(0), _record(1, final={"train_loss": 0.25})]
+    written = [_record(0), _record(1, measures={"train_loss": 0.25})]
     records.append(path, written[:1])
     records.append(path, written[1:])
     first, second = records.read(path)
     assert second == written[1]
     assert first.curve == written[0].curve
     assert first.environment == {"machine": "nan"}
-    assert first.final["train_loss"] == math.inf
-    assert math.isnan(first.final["noise_accuracy"][1])
-    assert first.diverged
-    assert not second.diverged
+    assert first.measures["train_loss"] == math.inf
+    assert math.isnan(first.measures["noise_accuracy"][1])
+    assert list(table([first, second])["diverged"]) == [True, False]
 
 
 def test_a_line_torn_by_an_interruption_is_skipped_and_then_overwritten(tmp_path):
@@ -54,7 +46,7 @@ def test_a_line_torn_by_an_interruption_is_skipped_and_then_overwritten(tmp_path
 
 def test_a_line_that_is_no_record_is_named(tmp_path):
     path = tmp_path / "records.jsonl"
-    path.write_text('{"problem": "p"}\n')
+    path.write_text('{"problem": "p"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"records\.jsonl, line 1"):
         records.read(path)
     for line in (b"[1]\n", b'"text"\n', b"{\n", b"\xff\n"):
@@ -80,9 +72,9 @@ def test_compressed_records_are_read_and_appended_to_alike_and_repeat_byte_by_by
 
 def test_packing_rounds_what_was_measured_and_keeps_what_identifies_the_run(tmp_path):
     run = _record(
-        learning_rate=0.1 + 1e-12,
+        settings={"learning_rate": 0.1 + 1e-12},
         curve={"step": [0, 12345678], "train_loss": [1.23456789, math.inf]},
-        final={"train_loss": -9.87654321e-13, "noise_accuracy": [0.123456789, math.nan]},
+        measures={"train_loss": -9.87654321e-13, "noise_accuracy": [0.123456789, math.nan]},
     )
     source, target = tmp_path / "records.jsonl", tmp_path / "kept" / "digits.jsonl.gz"
     records.append(source, [run])
@@ -90,13 +82,48 @@ def test_packing_rounds_what_was_measured_and_keeps_what_identifies_the_run(tmp_
     (kept,) = records.read(target)
     assert kept.key == run.key
     assert kept.curve == {"step": [0, 12345678], "train_loss": [1.23457, math.inf]}
-    assert kept.final["train_loss"] == -9.87654e-13
-    assert kept.final["noise_accuracy"][0] == 0.123457
-    assert dataclasses.replace(kept, curve=run.curve, final=run.final) == run
+    assert kept.measures["train_loss"] == -9.87654e-13
+    assert kept.measures["noise_accuracy"][0] == 0.123457
+    assert dataclasses.replace(kept, curve=run.curve, measures=run.measures) == run
 
 
-def test_seeds_are_grouped_by_technique_and_rate():
-    runs = [_record(1), _record(0), _record(0, learning_rate=0.2)]
-    grouped = records.groups(runs)
-    assert list(grouped) == [("p", "sgd", 0.1), ("p", "sgd", 0.2)]
-    assert [r.seed for r in grouped["p", "sgd", 0.1]] == [0, 1]
+def test_seeds_are_grouped_by_technique_and_settings():
+    runs = [_record(1), _record(0), _record(0, settings={"learning_rate": 0.2})]
+    grouped = groups(table(runs))
+    assert list(grouped) == [("p", "sgd", "0.1"), ("p", "sgd", "0.2")]
+    assert list(grouped["p", "sgd", "0.1"]["seed"]) == [0, 1]
+    with pytest.raises(ValueError, match="sgd: curve cannot be the name of a measure"):
+        table([_record(measures={"curve": 1.0})])
+
+
+def test_lines_of_earlier_versions_are_read_as_what_they_are_now(tmp_path):
+    run = {
+        "problem": "p",
+        "settings": "s",
+        "technique": "sgd",
+        "learning_rate": 0.1,
+        "seed": 0,
+        "num_steps": 20,
+        "curve": {"step": [0, 10, 20], "train_loss": [4.0, 2.0, "inf"]},
+        "final": {"train_loss": "inf", "noise_accuracy": [0.5, "nan"]},
+        "gradients_per_step": 1.0,
+        "products_per_step": "nan",
+        "seconds_per_step": 1e-3,
+        "compile_seconds": 0.5,
+        "runs_in_program": 5,
+        "environment": {"machine": "nan"},
+        "target": None,
+    }
+    cost = {"name": "sam", "wall": 2.0, "environment": {"jax": "0.10.2"}}
+    sweep = {"runs": 40, "program_seconds": 2.0, "environment": {}}
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(x) + "\n" for x in (run, cost, sweep)), encoding="utf-8")
+    of_run, of_cost, of_sweep = records.read(path)
+    assert of_run.key == _record(0).key
+    assert of_run.curve == _record(0).curve
+    # What was no number is no measure.
+    assert "products_per_step" not in of_run.measures
+    assert of_run.measures["seconds_per_step"] == 1e-3
+    assert (of_cost.technique, of_cost.measures) == ("sam", {"wall": 2.0})
+    assert of_cost.environment == {"jax": "0.10.2"}
+    assert dict(of_sweep.settings) == {"runs": 40}

@@ -5,39 +5,26 @@ import itertools
 
 import pytest
 
-from benchmarks import experiment, figures, report
-from benchmarks.experiments import robustness
+from benchmarks.engine.table import table
+from benchmarks.experiments import robustness, sweep
+from benchmarks.experiments.robustness_choice import RADII, chosen
 from benchmarks.problems.classification import NOISE_SCALES
-from benchmarks.records import Record
+from benchmarks.report import figures, tables
+from tests.benchmarks import helpers
 
-STRENGTHS = {t.name: t.learning_rates for t in robustness.TECHNIQUES}
+STRENGTHS = robustness.GRIDS
 
 
 def record(technique, strength, seed, *, validation, inputs=0.5, parameters=0.9, loss=0.1):
-    return Record(
-        problem="digits",
-        settings="made up",
-        technique=technique,
-        learning_rate=strength,
-        seed=seed,
-        num_steps=10,
-        curve={"step": [0, 10], "train_loss": [2.3, loss]},
-        final={
-            "train_loss": loss,
-            "test_accuracy": 0.95,
-            "validation_accuracy": validation,
-            "product_bound": 9.0,
-            "largest_jacobian": 7.0,
-            "pgd_accuracy": [inputs + 0.01 * seed] * len(robustness.RADII),
-            "noise_accuracy": [parameters + 0.01 * seed] * len(NOISE_SCALES),
-        },
-        gradients_per_step=1,
-        products_per_step=0,
-        seconds_per_step=1e-3,
-        compile_seconds=1.0,
-        runs_in_program=2,
-        environment={},
-    )
+    measures = {
+        "test_accuracy": 0.95,
+        "validation_accuracy": validation,
+        "product_bound": 9.0,
+        "largest_jacobian": 7.0,
+        "pgd_accuracy": [inputs + 0.01 * seed] * len(RADII),
+        "noise_accuracy": [parameters + 0.01 * seed] * len(NOISE_SCALES),
+    }
+    return helpers.record(technique, strength, seed, loss=loss, measures=measures, problem="digits")
 
 
 def runs_of(technique, validations, **measures):
@@ -52,8 +39,8 @@ def runs_of(technique, validations, **measures):
 NONE = runs_of("none", [0.95])
 
 
-def table(runs):
-    head, rows = report.cells(robustness.EXPERIMENT, runs)
+def shown(runs):
+    head, rows = tables.cells(robustness.EXPERIMENT, table(runs))
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
@@ -70,8 +57,8 @@ def test_the_strongest_strength_within_half_a_point_is_chosen(technique, validat
     """The radius of a ball is stronger where it is smaller."""
     runs = NONE + runs_of(technique, validations)
     expected = STRENGTHS[technique][place]
-    assert robustness.chosen(runs)["digits", technique][0].learning_rate == expected
-    rows = {row["technique"]: row for row in table(runs)}
+    assert set(chosen(table(runs), STRENGTHS)["digits", technique]["setting"]) == {expected}
+    rows = {row["technique"]: row for row in shown(runs)}
     assert rows[technique]["strength"] == f"{expected:.3g}{mark}"
     assert rows["none"]["strength"] == "0.1"
 
@@ -79,10 +66,11 @@ def test_the_strongest_strength_within_half_a_point_is_chosen(technique, validat
 def test_a_diverged_strength_is_not_chosen():
     runs = NONE + runs_of("large_rate", [0.95, 0.95])
     broken = dataclasses.replace(
-        runs[-1], final=runs[-1].final | {"train_loss": float("nan"), "validation_accuracy": 0.99}
+        runs[-1],
+        measures={**runs[-1].measures, "train_loss": float("nan"), "validation_accuracy": 0.99},
     )
-    found = robustness.chosen([*runs[:-1], broken])["digits", "large_rate"]
-    assert found[0].learning_rate == STRENGTHS["large_rate"][0]
+    found = chosen(table([*runs[:-1], broken]), STRENGTHS)["digits", "large_rate"]
+    assert set(found["setting"]) == {STRENGTHS["large_rate"][0]}
 
 
 def test_the_verdict_is_paired_with_no_regularisation_by_seed():
@@ -92,7 +80,7 @@ def test_the_verdict_is_paired_with_no_regularisation_by_seed():
         *runs_of("spectral", [0.95], inputs=0.6, parameters=0.85),
         *runs_of("large_rate", [0.95], inputs=0.5, parameters=0.9),
     ]
-    told = robustness.headline(runs)
+    told = robustness.headline(table(runs))
     assert "inputs up, parameters up: l2" in told
     assert "inputs up, parameters down: spectral" in told
     assert "inputs unchanged, parameters unchanged: large_rate" in told
@@ -100,7 +88,7 @@ def test_the_verdict_is_paired_with_no_regularisation_by_seed():
 
 def test_figures_hold_the_means_and_leave_out_what_costs_accuracy():
     runs = NONE + runs_of("l2", [0.95, 0.95, 0.94, 0.5], inputs=0.6)
-    agreement, curves = robustness.EXPERIMENT.figures(runs)
+    agreement, curves = robustness.EXPERIMENT.figures(table(runs))
     layers = figures.specification(agreement.chart)["hconcat"][0]["layer"]
     path, marks = layers[2]["data"]["values"], layers[-1]["data"]["values"]
     assert [(p["label"], p["strength"]) for p in path] == [
@@ -118,8 +106,8 @@ def test_a_tiny_run_measures_everything(tmp_path, monkeypatch):
     monkeypatch.setattr(robustness, "NUM_SEARCHED", 4)
     monkeypatch.setattr(robustness, "NUM_ATTACKED", 8)
     monkeypatch.setattr(robustness, "NUM_NOISY", 32)
-    techniques = [t for t in robustness.TECHNIQUES if t.name in ("schatten_1", "spectral_ball")]
-    runs = experiment.run(
+    techniques = sweep.find_techniques(robustness.EXPERIMENT, ["schatten_1", "spectral_ball"])
+    runs = sweep.run(
         robustness.EXPERIMENT,
         tmp_path / "records.jsonl",
         seeds=1,
@@ -127,11 +115,11 @@ def test_a_tiny_run_measures_everything(tmp_path, monkeypatch):
         learning_rates=[1.0],
         num_steps=2,
     )
-    assert [r.technique for r in runs] == ["schatten_1", "spectral_ball"]
-    for run in runs:
-        assert run.final["largest_jacobian"] <= run.final["product_bound"] * 1.001
-        assert len(run.final["pgd_accuracy"]) == len(robustness.RADII)
-        accuracies = run.final["pgd_accuracy"]
+    assert list(runs["technique"]) == ["schatten_1", "spectral_ball"]
+    assert (runs["largest_jacobian"] <= runs["product_bound"] * 1.001).all()
+    for accuracies in runs["pgd_accuracy"]:
+        assert len(accuracies) == len(RADII)
         assert accuracies == sorted(accuracies, reverse=True)
-    assert runs[1].final["product_bound"] <= 1.001
-    assert {row["technique"] for row in table(runs)} == {"schatten_1", "spectral_ball"}
+    assert runs["product_bound"][1] <= 1.001
+    head, rows = tables.cells(robustness.EXPERIMENT, runs)
+    assert [row[head.index("technique")] for row in rows] == ["schatten_1", "spectral_ball"]

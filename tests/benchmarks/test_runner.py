@@ -9,11 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import program, runner
-from benchmarks.gradient_counts import count_gradients
+from benchmarks.engine import program, runner
+from benchmarks.engine.gradient_counts import count_gradients
 from benchmarks.problems.problem import Problem
-from benchmarks.technique import Technique
-from benchmarks.techniques import TECHNIQUES
+from benchmarks.techniques import TECHNIQUES, Plan, Technique
 
 _INPUTS = np.random.default_rng(0).normal(size=(23, 3))
 _FORCED = "--xla_force_host_platform_device_count=5"
@@ -49,11 +48,17 @@ def problem():
     )
 
 
+def _runs(technique, rates, seeds):
+    return [
+        runner.Run(technique, {"learning_rate": rate}, seed) for rate in rates for seed in seeds
+    ]
+
+
 def _by_hand(problem, technique, rate, seed):
     """A plain loop over the steps, one run, one batch at a time."""
     key = jax.random.key(seed)
     params = problem.init(jax.random.fold_in(key, 0))
-    optimizer = optax.with_extra_args_support(technique.make(rate, problem.num_steps))
+    optimizer = optax.with_extra_args_support(technique.make(rate, Plan.of(problem)))
     state = optimizer.init(params)
     for step in range(problem.num_steps):
         epoch, position = divmod(step, 23 // 4)
@@ -75,8 +80,8 @@ def _by_hand(problem, technique, rate, seed):
 @pytest.mark.parametrize("name", ["sgd_penalty", "sgd_extrapolated", "adam"])
 def test_a_run_is_the_plain_loop_of_its_rate_and_seed(problem, name):
     technique = TECHNIQUES[name]
-    found = runner.trajectories(problem, technique, [0.01, 0.03], [0, 5, 6], num_points=4)
-    assert [(t.run.learning_rate, t.run.seed) for t in found] == [
+    found = runner.run_all(problem, _runs(technique, [0.01, 0.03], [0, 5, 6]), num_points=4)
+    assert [(t.run.settings["learning_rate"], t.run.seed) for t in found] == [
         (rate, seed) for rate in (0.01, 0.03) for seed in (0, 5, 6)
     ]
     trajectory = found[4]
@@ -90,10 +95,9 @@ def test_a_run_is_the_plain_loop_of_its_rate_and_seed(problem, name):
 
 
 def test_chunks_bounded_by_memory_change_no_run(problem):
-    together = runner.trajectories(problem, TECHNIQUES["sgd"], [0.01], range(9), num_points=1)
-    apart = runner.trajectories(
-        problem, TECHNIQUES["sgd"], [0.01], range(9), num_points=1, memory_limit=1
-    )
+    runs = _runs(TECHNIQUES["sgd"], [0.01], range(9))
+    together = runner.run_all(problem, runs, num_points=1)
+    apart = runner.run_all(problem, runs, num_points=1, memory_limit=1)
     assert together[0].runs_in_program == 9
     assert apart[0].runs_in_program < 9
     for a, b in zip(together, apart, strict=True):
@@ -112,7 +116,7 @@ def test_a_branch_on_the_step_count_stays_a_branch(problem):
         )
         return updates, {"count": state["count"] + 1, "kept": kept}
 
-    def make(learning_rate, num_steps):
+    def make(learning_rate, plan):
         rarely = optax.GradientTransformationExtraArgs(init, update)
         return optax.chain(rarely, optax.sgd(learning_rate))
 
@@ -125,7 +129,7 @@ def test_a_branch_on_the_step_count_stays_a_branch(problem):
 
 
 def test_a_run_that_diverges_is_a_result(problem):
-    (trajectory,) = runner.trajectories(problem, TECHNIQUES["sgd"], [1e30], [0], num_points=2)
+    (trajectory,) = runner.run_all(problem, _runs(TECHNIQUES["sgd"], [1e30], [0]), num_points=2)
     assert not np.isfinite(trajectory.final["train_loss"])
 
 
@@ -143,15 +147,15 @@ def test_a_run_that_diverges_is_a_result(problem):
     ],
 )
 def test_gradients_are_counted_in_units_of_one_batch(problem, name, gradients, products):
-    counted = count_gradients(problem, TECHNIQUES[name], 0.01, num_steps=2)
+    counted = count_gradients(problem, TECHNIQUES[name], {"learning_rate": 0.01}, num_steps=2)
     assert counted == pytest.approx((gradients, products))
 
 
 def test_gradients_are_counted_over_a_declared_period_after_it_has_settled(problem):
     """Every third step takes a second gradient elsewhere, the very first one ten of them."""
 
-    def make(learning_rate, num_steps):
-        del learning_rate, num_steps
+    def make(learning_rate, plan):
+        del learning_rate, plan
 
         def update(updates, state, params=None, *, value_fn, **extra):
             def more(times):
@@ -168,9 +172,10 @@ def test_gradients_are_counted_over_a_declared_period_after_it_has_settled(probl
         return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros([], int), update)
 
     thirds = Technique("thirds", make, (0.1,), "", period=3)
-    assert count_gradients(problem, thirds, 0.1) == pytest.approx((4 / 3, 0))
-    of_the_run = Technique("thirds", make, (0.1,), "", period=lambda num_steps: num_steps // 4)
-    assert count_gradients(problem, of_the_run, 0.1, 12) == pytest.approx((4 / 3, 0))
+    settings = {"learning_rate": 0.1}
+    assert count_gradients(problem, thirds, settings) == pytest.approx((4 / 3, 0))
+    of_the_run = Technique("thirds", make, (0.1,), "", period=lambda plan: plan.num_steps // 4)
+    assert count_gradients(problem, of_the_run, settings, 12) == pytest.approx((4 / 3, 0))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +183,7 @@ def test_gradients_are_counted_over_a_declared_period_after_it_has_settled(probl
     [({}, "cores"), ({"JAX_NUM_CPU_DEVICES": "3"}, 3), ({"XLA_FLAGS": _FORCED}, 5)],
 )
 def test_each_core_becomes_a_device_unless_the_user_has_chosen(flags, expected):
-    code = "from benchmarks import runner; runner.use_every_core(); import jax; print(jax.device_count())"
+    code = "from benchmarks.engine import runner; runner.use_every_core(); import jax; print(jax.device_count())"
     environment = {
         k: x for k, x in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
     }

@@ -77,6 +77,24 @@ def test_microbatches_recombine_to_the_batch(regression):
         )
 
 
+def test_gradients_of_bfloat16_parameters_are_added_in_float32():
+    """Their sum over micro-batches is rounded once, as by `optax.MultiSteps`, not once for each."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1024, 32)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=32), jnp.bfloat16)
+
+    def loss_fn(w, x):
+        return jnp.mean((jnp.tanh(x @ w.astype(jnp.float32)) - 1) ** 2)
+
+    expected = jax.grad(loss_fn)(w.astype(jnp.float32), x)
+    value_fn, _ = optax_igr.microbatched(loss_fn, x, 256)
+    found = jax.grad(value_fn)(w)
+    assert found.dtype == jnp.bfloat16
+    error = jnp.linalg.norm(found.astype(jnp.float32) - expected) / jnp.linalg.norm(expected)
+    # Each gradient is rounded to 2 ** -9; the sum of 256 in bfloat16 was off by 2 ** -6.
+    assert error < 2**-8
+
+
 def test_memory_is_that_of_one_microbatch():
     def loss_fn(w, x):
         return jnp.mean(jnp.tanh(jnp.tanh(x @ w) @ w) ** 2)

@@ -47,7 +47,7 @@ def test_large_eps_is_heavy_ball_with_averaged_momentum():
     """As ε grows, √(g² + ε) is constant: momentum with weights that sum to one, at the rate h/√ε."""
     h, beta, eps_root = 0.01, 0.7, 1e10
     adam = flows.adam_flow(smooth_loss, h * eps_root**0.5, beta, 0.9, eps_root)
-    average = flows.optimizer_flow(smooth_loss, h, momentum=beta, ema=True)
+    average = flows.optimizer_flow(smooth_loss, h, momentum=beta, averaged=True)
     np.testing.assert_allclose(adam(START) * eps_root**0.5, average(START), rtol=1e-8)
 
 

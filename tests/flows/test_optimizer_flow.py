@@ -16,7 +16,7 @@ OPTIMIZERS = {
         lambda h: optax.sgd(h, momentum=0.6, nesterov=True),
     ),
     "average": (
-        {"momentum": 0.6, "ema": True},
+        {"momentum": 0.6, "averaged": True},
         lambda h: optax.chain(optax.ema(0.6, debias=False), optax.sgd(h)),
     ),
 }
@@ -84,7 +84,7 @@ def test_coefficients(beta):
     average = (1 + beta) / (2 * (1 - beta))
     np.testing.assert_allclose(coefficient(momentum=beta), heavy_ball)
     np.testing.assert_allclose(coefficient(momentum=beta, nesterov=True), nesterov)
-    np.testing.assert_allclose(coefficient(momentum=beta, ema=True), average)
+    np.testing.assert_allclose(coefficient(momentum=beta, averaged=True), average)
 
 
 def test_without_momentum_it_is_the_modified_flow():

@@ -1,0 +1,1 @@
+"""Runs as one compiled program, and their records."""
