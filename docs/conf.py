@@ -7,6 +7,8 @@ import tempfile
 import tomllib
 import zlib
 
+from sphinx.util.nodes import make_refnode
+
 import optax_igr
 
 DOCS = pathlib.Path(__file__).parent
@@ -52,13 +54,14 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
 ROOMS = ("penalties", "geometry", "step_size", "curvature", "operators")
+SUBMODULES = ("diagnostics", "flax", "flows", "operators")
 autosummary_context = {
     "face": sorted(set(optax_igr.__all__) - {"__version__"}),
     "rooms": ROOMS,
     "in_rooms": {
         name for room in ROOMS for name in importlib.import_module(f"optax_igr.{room}").__all__
     },
-    "submodules": ["diagnostics", "flax", "flows", "operators"],
+    "submodules": SUBMODULES,
 }
 # optax's and chex's aliases expand to unions of many lines; the Args of every docstring say type, shape and unit.
 autodoc_typehints = "none"
@@ -99,6 +102,7 @@ def inventories() -> dict[str, tuple[str, str]]:
 
 intersphinx_mapping = inventories()
 
+
 def list_references(app, what, name, obj, options, lines: list[str]) -> None:
     """Makes each reference of a docstring's last section an item of a list.
 
@@ -121,8 +125,24 @@ def list_references(app, what, name, obj, options, lines: list[str]) -> None:
         lines[index] = f"  - {text}" if begins else f"    {text}"
 
 
+def resolve_alias(app, env, node, contnode):
+    """Leads `optax_igr.operators.conv_operator`, or `conv_operator` alone, to the one page of that function."""
+    target = node["reftarget"]
+    name = target.rpartition(".")[2]
+    if node.get("refdomain") != "py" or not (target == name or target.startswith("optax_igr.")):
+        return None
+    objects = env.domains["py"].objects
+    for module in ("optax_igr", *(f"optax_igr.{room}" for room in (*ROOMS, *SUBMODULES))):
+        if found := objects.get(f"{module}.{name}"):
+            return make_refnode(
+                app.builder, node["refdoc"], found.docname, found.node_id, contnode, target
+            )
+    return None
+
+
 def setup(app) -> None:
-    """Puts `list_references` before napoleon, which turns the sections into reStructuredText."""
+    """Connects both; `list_references` before napoleon, which turns the sections into reStructuredText."""
+    app.connect("missing-reference", resolve_alias)
     app.connect("autodoc-process-docstring", list_references, priority=400)
 
 
