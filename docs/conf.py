@@ -5,6 +5,8 @@ import json
 import pathlib
 import tempfile
 import tomllib
+import types
+import typing
 import zlib
 
 from sphinx.util.nodes import make_refnode
@@ -104,12 +106,16 @@ intersphinx_mapping = inventories()
 
 
 def list_references(app, what, name, obj, options, lines: list[str]) -> None:
-    """Makes each reference of a docstring's last section an item of a list.
+    """Makes each reference of a docstring's last section an item of a list, and names the members of a union.
 
     They stand below each other in the source; reStructuredText would run them together. A new one begins where the link
     of the one before is closed.
     """
-    del app, what, name, obj, options
+    del app, what, name, options
+    if isinstance(obj, types.UnionType):
+        # Python's own text about unions says nothing about this one.
+        members = ", ".join(f":class:`{m.__module__}.{m.__name__}`" for m in typing.get_args(obj))
+        lines[:] = [f"One of {members}."]
     heading = next((index for index, line in enumerate(lines) if line == "References:"), None)
     if heading is None:
         return
