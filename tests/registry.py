@@ -139,6 +139,12 @@ SIGN = {"gain_rate": 1e-3, "signal": "sign", "ema": 0.5, "decay": 1e-2}
 NORMALIZED = {"gain_rate": 1e-3, "signal": "normalized"}
 DAMPED = {"learning_rate": 1e-3, "gain_bounds": (1e-2, 1.0)}
 PHASE = {"complex_as": "phase"}
+SHARPNESS = {"learning_rate": 0.05, "interval": 2}
+MONITORED: Any = {
+    "static_args": ("interval",),
+    "without_reverse_mode": True,
+    "base_on_targets": optax.sgd(5e-3),
+}
 DELAYED = {"acts_on_next_step": True, "on_targets": {"coefficient": 1e-4}}
 CURVATURE = ("curvature_value_fn",)
 FULL = ("value_fn", "full_value_fn")
@@ -234,6 +240,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(igr.scale_by_cauchy_step, {"ema": 0.5}, VALUE),
     Entry(igr.limit_by_curvature, {}, VALUE, place=last),
     Entry(diagnostics.monitor_drift, {}, static_args=("interval",)),
+    Entry(diagnostics.monitor_sharpness_ratio, SHARPNESS, VALUE, place=wrapper, **MONITORED),
     Entry(igr.scale_by_path, {"factor_fn": by_name}, static_args=("factor_fn",)),
     Entry(igr.layerwise_decay, BY_DEPTH, static_args=("depth_fn", "num_layers")),
 )

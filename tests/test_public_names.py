@@ -40,7 +40,7 @@ ROOMS = {
         integrate convergence_order""",
     "optax_igr.diagnostics": """
         implicit_regularization monitor_drift sharpness lipschitz_bounds spectral_norm
-        parameter_robustness input_robustness""",
+        parameter_robustness input_robustness monitor_sharpness_ratio adam_divisor rmsprop_divisor""",
 }
 HELPERS = "accumulated fill_masked mean_over microbatched matrix_operator conv_operator"
 SUBMODULES = ("optax_igr.flows", "optax_igr.diagnostics", "optax_igr.operators")

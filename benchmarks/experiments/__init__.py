@@ -17,6 +17,7 @@ PNGs and the page come with it. There is no training loop to write.
 from benchmarks.experiments import (
     costs,
     curvature,
+    edge,
     flows,
     geometry,
     hedge,
@@ -42,6 +43,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         curvature.EXPERIMENT,
         robustness.EXPERIMENT,
         flows.EXPERIMENT,
+        edge.EXPERIMENT,
     )
 }
 

@@ -36,7 +36,6 @@ import jax
 import jax.numpy as jnp
 
 from optax_igr._core import differences, differentiability, extra_args, hyperparameters, trees
-from optax_igr._core.differences import default_radius as default_radius
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.trees import Tree
 
@@ -91,13 +90,14 @@ def hessian_vector_product(
       params: floating or complex leaves.
       vector: a tree like `params`.
       mode: one of `MODES`.
-      radius: the length of a difference's perturbation; None takes `default_radius`.
+      radius: the length of a difference's perturbation; None takes `differences.default_radius`.
       gradient_at_params: the gradient, where it is known; saves a one-sided difference its base.
       name: the public name of the caller, for errors and warnings.
 
     Returns:
       A tree like `params`. A difference takes both its gradients in float32 where a leaf is narrower,
-      and returns float32 there: in bfloat16 the two would differ by rounding alone.
+      and returns float32 there: in bfloat16 the two would differ by rounding alone. What the loss itself computes
+      in bfloat16 stays so, and a warning says what that costs.
 
     Raises:
       ValueError: where JAX cannot differentiate `value_fn` by the exact mode that was asked for.
@@ -115,12 +115,14 @@ def hessian_vector_product(
         _announce(name, exact_mode, failures)
         return product(params, like_params)
     return differences.difference(
+        _scalar(value_fn),
         _gradient_fn(value_fn),
         params,
         vector,
         mode=_difference_mode(name, mode, failures),
         radius=radius,
         gradient_at_params=gradient_at_params,
+        name=name,
     )
 
 
@@ -143,7 +145,7 @@ def hessian_operator(
       value_fn: `params -> scalar`.
       params: floating or complex leaves.
       mode: one of `MODES`.
-      radius: the length of a difference's perturbation; None takes `default_radius`.
+      radius: the length of a difference's perturbation; None takes `differences.default_radius`.
       gradient: the one at `params`, where it is known; saves a one-sided difference its base.
       name: the public name of the caller, for errors and warnings.
 
@@ -169,12 +171,14 @@ def hessian_operator(
     if difference_mode != "central_difference" and (base is None or trees.is_narrow(params)):
         base = gradient_fn(wide)
     return lambda vector: differences.difference(
+        _scalar(value_fn),
         gradient_fn,
         wide,
         vector,
         mode=difference_mode,
         radius=radius,
         gradient_at_params=base,
+        name=name,
     )
 
 
@@ -262,9 +266,7 @@ def _difference_mode(name: str, mode: Mode, failures: dict[str, Exception]) -> s
     if mode in DIFFERENCE_MODES:
         return mode
     if mode == "auto":
-        note = (
-            "It is not exact; its accuracy depends on `radius` (see the notes of `default_radius`)."
-        )
+        note = "It is not exact: see `differences.default_radius` for its accuracy."
         differentiability.announce(name, LAST_RESORT, failures, note)
         return LAST_RESORT
     raise ValueError(

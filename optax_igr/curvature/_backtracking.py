@@ -39,7 +39,7 @@ def good_fraction(
     slope: jax.Array,
     predicted: jax.Array,
     loss_slope: Callable[[], jax.Array],
-    max_steps: int,
+    max_steps: int | jax.Array,
 ) -> jax.Array:
     r"""Returns the first :math:`\alpha` whose step is good, or 0.
 
@@ -50,7 +50,7 @@ def good_fraction(
       slope: :math:`u^\top d`.
       predicted: the decrease that the model predicts for d.
       loss_slope: returns :math:`\nabla L^\top d`; called for a step that is not good without it.
-      max_steps: the largest number of further values.
+      max_steps: the largest number of further values; 0 judges nothing.
     """
     # Where rounding hides the decrease, a loss that is equal to rounding is no sign of a bad step.
     rounding = rounding_of(value)
@@ -61,6 +61,7 @@ def good_fraction(
 
     one, nothing = jnp.ones_like(slope), jnp.zeros_like(slope)
     is_doubtful = jnp.isfinite(value) & ~is_good(one, unit_value, nothing)
+    is_doubtful &= max_steps > 0
     # Most updates are the gradient of the loss, and most steps are good: the gradient of the loss is rarely needed.
     rest = control_flow.cond(is_doubtful, lambda: slope - loss_slope(), lambda: nothing)
 

@@ -184,7 +184,8 @@ def newton_direction(name: str, options: NewtonOptions) -> optax.GradientTransfo
     options = options.checked(name)
     # A traced damping has no value to look at, so it counts as one that may adapt.
     is_damped = not isinstance(damping, int | float) or damping > 0
-    is_judged = options.max_backtracking_steps > 0
+    max_backtracking_steps = options.max_backtracking_steps
+    is_judged = isinstance(max_backtracking_steps, jax.Array) or max_backtracking_steps > 0
 
     def init(params):
         return NewtonCGState(
@@ -212,6 +213,7 @@ def newton_direction(name: str, options: NewtonOptions) -> optax.GradientTransfo
         )
         direction = _descending(trees.scale(norm, solution.x), updates)
         new_damping, ratio, fraction = state.damping, state.reduction_ratio, state.step_fraction
+        # The loss at the unit step serves both: the ratio that adapts the damping, and the judgement of the step.
         if is_damped or is_judged:
             predicted = _levenberg_marquardt.predicted_decrease(solution, b, state.damping, norm)
 
@@ -239,8 +241,9 @@ def newton_direction(name: str, options: NewtonOptions) -> optax.GradientTransfo
                 trees.inner_product(updates, direction).astype(predicted.dtype),
                 predicted,
                 lambda: trees.inner_product(derivatives.gradient(loss_fn, params), direction),
-                options.max_backtracking_steps,
+                max_backtracking_steps,
             )
+        # Once, and not inside the map over the leaves: the program would grow with the square of their number.
         is_finite = trees.all_finite(direction)
         return trees.cast_like(trees.scale(fraction, direction), params), NewtonCGState(
             count=optax.safe_increment(state.count),

@@ -14,6 +14,13 @@ from optax_igr.diagnostics.implicit import (
 from optax_igr.diagnostics.lipschitz import LipschitzBounds, lipschitz_bounds
 from optax_igr.diagnostics.monitor_drift import MonitorDriftState, monitor_drift
 from optax_igr.diagnostics.parameter_noise import ParameterRobustness, parameter_robustness
+from optax_igr.diagnostics.sharpness_ratio import (
+    MonitorSharpnessRatioState,
+    Regime,
+    adam_divisor,
+    monitor_sharpness_ratio,
+    rmsprop_divisor,
+)
 from optax_igr.operators import spectral_norm
 
 __all__ = [
@@ -21,13 +28,18 @@ __all__ = [
     "InputRobustness",
     "LipschitzBounds",
     "MonitorDriftState",
+    "MonitorSharpnessRatioState",
     "ParameterRobustness",
+    "Regime",
     "Sharpness",
+    "adam_divisor",
     "implicit_regularization",
     "input_robustness",
     "lipschitz_bounds",
     "monitor_drift",
+    "monitor_sharpness_ratio",
     "parameter_robustness",
+    "rmsprop_divisor",
     "sharpness",
     "spectral_norm",
 ]

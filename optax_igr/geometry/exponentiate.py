@@ -3,8 +3,8 @@ r"""Exponentiated gradient on the positive cone, as the last link of any chain.
 .. math:: w \leftarrow w \odot e^{u}
 
 where :math:`u` is the additive update that the chain would have made. With :math:`u = -\eta g` it is EGU, the
-unnormalised exponentiated gradient, which is mirror descent with the mirror map
-:math:`\sum_i w_i \log w_i - w_i`: the step minimises :math:`\langle -u, w' \rangle + \mathrm{KL}(w' | w)`, and
+unnormalized exponentiated gradient, which is mirror descent with the mirror map
+:math:`\sum_i w_i \log w_i - w_i`: the step minimizes :math:`\langle -u, w' \rangle + \mathrm{KL}(w' | w)`, and
 :math:`\log w` moves by :math:`u` itself, with no Jacobian. It is gradient flow on :math:`v` with
 :math:`w = v^2/4`, to first order in the step.
 
@@ -52,7 +52,12 @@ def exponentiate(
     It comes last: whatever follows it (a scale, a decoupled decay) could make a weight negative. EG is
     `chain(scale_by_learning_rate(lr), exponentiate())`, a multiplicative Adam
     `chain(scale_by_adam(), scale_by_learning_rate(lr), exponentiate())`. The learning rate is now relative: it is the
-    change of :math:`\log w`, the same for large and small weights.
+    change of :math:`\log w`, the same for large and small weights. Any direction suits it, Adam's too: at a positive
+    minimum the gradient is zero, and where it is not the weight goes to zero.
+
+    .. note::
+      One gradient that is 1e6 times too large sends a weight to the smallest or to the largest number, from where it
+      takes hundreds of steps to come back. Put `optax.clip_by_global_norm` first in the chain.
 
     Args:
       floor: weights are kept at or above it. With 0, a positive weight stays positive and a zero stays zero.

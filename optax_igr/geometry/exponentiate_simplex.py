@@ -3,7 +3,7 @@ r"""Exponentiated gradient on the simplex, as the last link of any chain.
 .. math:: w_i \leftarrow U\,\frac{w_i\,e^{u_i}}{\sum_j w_j\,e^{u_j}}
 
 where :math:`u` is the additive update that the chain would have made, and the sum runs along an axis. With
-:math:`u = -\eta g` it is EG, the Hedge algorithm for a linear loss: the step minimises
+:math:`u = -\eta g` it is EG, the Hedge algorithm for a linear loss: the step minimizes
 :math:`\eta \langle g, w' \rangle + \mathrm{KL}(w' | w)` over the simplex of sum :math:`U`. For N experts, losses in
 [0, 1] and :math:`\eta = \sqrt{8 \ln N / T}` its regret after T steps is at most :math:`\sqrt{T \ln N / 2}`.
 
@@ -59,7 +59,7 @@ def simplex_log_weights(
     r"""Returns the logarithms of the same weights, :math:`\log w + u - c`."""
     shifted = exponent - maximum(exponent, axis)
     _, sums = scaled_terms(jnp.exp(log_weight), shifted, axis)
-    return log_weight + jnp.where(has_moved(sums), shifted - log_normaliser(sums, total), 0)
+    return log_weight + jnp.where(has_moved(sums), shifted - log_normalizer(sums, total), 0)
 
 
 def maximum(x: jax.Array, axis: _domain.Axis) -> jax.Array:
@@ -78,11 +78,11 @@ def scaled_terms(
 
 
 def has_moved(sums: jax.Array) -> jax.Array:
-    """Says whether a group has weights to normalise and no exponent that is NaN or infinite."""
+    """Says whether a group has weights to normalize and no exponent that is NaN or infinite."""
     return jnp.isfinite(sums) & (sums > 0)
 
 
-def log_normaliser(sums: jax.Array, total: Scalar) -> jax.Array:
+def log_normalizer(sums: jax.Array, total: Scalar) -> jax.Array:
     r"""Returns :math:`c = \log(\sum_j w_j e^{u_j} / U)`."""
     scaled = sums / total
     plain = scaled / _SCALE
@@ -107,15 +107,43 @@ def exponentiate_simplex(
     .. math::
       w \leftarrow (1 - \alpha)\,U\,\frac{w \odot e^{u}}{\sum_j w_j e^{u_j}} + \alpha\,\frac{U}{N}
 
-    It comes last in the chain. Each step normalises, so the sum does not drift. Adding a constant to :math:`u` along
-    the axis changes nothing; a decay that is the same for all weights is no decay here, and `weight_decay * w` in the
-    additive update pulls towards the uniform weights.
+    It comes last in the chain. Each step normalizes, so the sum does not drift. In bfloat16 it is right to 1.2 % (to
+    0.1 % while steps change weights by less than a half), in float16 to 0.2 %.
+
+    Adding a constant to :math:`u` along the axis changes nothing. A decay that is the same for all weights is therefore
+    none. `weight_decay * w` in the additive update pulls towards the uniform weights.
+
+    .. note::
+      The direction before it must keep what sets the weights of one group apart. At the minimum the gradient is no zero
+      but a constant, and Adam, RMSProp and signs divide each entry by its own size: what is left is the same for all
+      weights, and none moves. Subtract the mean of the gradient under the weights first. Of 17 learning rates from 1e-3
+      to 10, so many came within 1 % of the minimum in 500 steps (a quadratic of 20 weights, the likelihood of a mixture
+      of 12):
+
+      ==================================================== ========= =======
+      direction                                            quadratic mixture
+      ==================================================== ========= =======
+      the gradient                                         6         7
+      `optax.trace(0.9)`                                   11        11
+      `optax.normalize_by_update_norm()`                   7         8
+      `optax.scale_by_adam()`                              0         0
+      `optax.scale_by_rms()`, `optax.scale_by_sign()`      0         0
+      centered, then `optax.scale_by_adam()`               13        10
+      ==================================================== ========= =======
+
+      Centered means `optax.stateless(lambda g, w: g - jnp.sum(w * g) / jnp.sum(w))`.
+
+    .. note::
+      One gradient that is 1e6 times too large sends all weights but one to the smallest number. From there they come
+      back by the size of a step in :math:`\log w`: hundreds of steps. Put `optax.clip_by_global_norm` first in the
+      chain, or give a `fixed_share`.
 
     Args:
       axis: the axis or axes along which the weights sum to `total`; None is all axes of a leaf.
       total: U, the sum of the weights.
       fixed_share: :math:`\alpha` in [0, 1), a number or a schedule. Every weight stays above :math:`\alpha U / N`,
-        so that none is lost for a later time when it is the best (Cesa-Bianchi et al).
+        so that none is lost for a later time when it is the best (Cesa-Bianchi et al). A value of a schedule outside
+        the range is moved into it, and one that is not finite counts as 0.
       log_state: keep :math:`\log w` in float32 in the state, as in :func:`exponentiate`.
 
     Returns:

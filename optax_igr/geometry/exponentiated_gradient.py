@@ -61,10 +61,17 @@ def exponentiated_gradient(
     on the positive cone, and likewise in the other domains. The decay acts inside the exponent, where it cannot make a
     weight negative; on the simplex it pulls towards the uniform weights.
 
+    .. warning::
+      Clip the gradient first: `optax.chain(optax.clip_by_global_norm(1.0), exponentiated_gradient(...))`. A single one
+      that is 1e6 times too large sends weights to their least or largest number, and the momentum goes on pushing. On a
+      quadratic of four weights the loss was back after 657 steps at a rate of 0.03 (hypentropy, and momentum 0.9: not
+      in 2,800), and with the clip after 2 (97 and 83).
+
     Args:
       learning_rate: :math:`\eta`, the change of :math:`\log w` per unit of gradient; a number or a schedule.
-      momentum: :math:`\beta`, a number or a schedule, or None.
-      weight_decay: :math:`\lambda`, a number or a schedule.
+      momentum: :math:`\beta` in [0, 1), a number or a schedule, or None.
+      weight_decay: :math:`\lambda`, not negative; a number or a schedule. Of all three, a value of a schedule outside
+        the range is moved into it, and one that is not finite counts as 0.
       domain: `positive`, `simplex`, `hypentropy` or `signed`.
       **domain_options: of :func:`optax_igr.exponentiate`, :func:`optax_igr.exponentiate_simplex`,
         :func:`optax_igr.exponentiate_hypentropy` or :func:`optax_igr.exponentiate_signed`.

@@ -19,7 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import control_flow, trees
+from optax_igr._core import control_flow, derivatives, hyperparameters, trees
 from optax_igr.step_size import _log_domain
 from optax_igr.step_size._alignment import map_scaled
 from optax_igr.step_size._quadratic_model import quadratic_model
@@ -57,25 +57,29 @@ def minimizing_log_scale(
     log_scale: chex.ArrayTree,
     measurements: Measurements,
     *,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
+    radius: hyperparameters.Scalar | None = None,
+    name: str,
 ) -> tuple[chex.ArrayTree, Measurements]:
     r"""Returns the logarithm of :math:`|\sum d^\top g| / (\|v\| \sum |d^\top H d|)`, and the sums so far.
 
-    At first v is the update, then the displacement so far, and :math:`d = v / \|v\|`. Where the curvature is negative its
-    size still tells over which length the gradient changes. Where nothing can be measured all stays.
+    At first v is the update, then the displacement so far, and :math:`d = v / \|v\|`. Where the curvature is negative
+    its size still tells over which length the gradient changes. Where nothing can be measured all stays.
     """
     is_first = measurements.count == 0
     along = jax.tree.map(
         lambda u, w: jnp.where(is_first, u.astype(w.dtype), w), updates, trees.widen(displacement)
     )
     direction, distance = trees.unit(along)
-    model = quadratic_model(value_fn, params, direction, gradient, hvp=hvp)
+    model = quadratic_model(
+        value_fn, params, direction, gradient, hvp=hvp, radius=radius, name=name
+    )
     # The first measurement is biased: the same batch chose the direction. Later sums leave it out.
     has_unbiased = measurements.count > 1
     slope = jnp.where(has_unbiased, measurements.slope, 0) + model.slope
     curvature = jnp.where(has_unbiased, measurements.curvature, 0) + jnp.abs(model.curvature)
     # One logarithm for each factor: their quotient may overflow.
-    log_minimizer = jnp.log(jnp.abs(slope)) - jnp.log(curvature) - jnp.log(distance)
+    log_minimizer = _log(jnp.abs(slope)) - _log(curvature) - _log(distance)
     is_measured = jnp.isfinite(log_minimizer)
     log_minimizer = jnp.clip(log_minimizer, -_log_domain.LIMIT, _log_domain.LIMIT)
     sums = Measurements(measurements.count + 1, slope, curvature)
@@ -100,9 +104,9 @@ def measure_if_due(
 ) -> tuple[chex.ArrayTree, Measurements]:
     """Returns the log-scale and the measurements, after one more if it is time for it.
 
-    Under `vmap` each run has its own answer to whether a gradient is usable, and a branch on that becomes a selection of
-    two computed results. The count of updates is the same in all runs. The branch on it stays one and spares the later
-    steps the product.
+    Under `vmap` each run has its own answer to whether a gradient is usable, and a branch on that becomes a selection
+    of two computed results. The count of updates is the same in all runs. The branch on it stays one and spares the
+    later steps the product.
     """
 
     def wait():
@@ -133,11 +137,11 @@ def log_length(log_scale: chex.ArrayTree, updates: chex.ArrayTree) -> jax.Array:
     # Relative to the largest scale, so that no square overflows.
     largest = functools.reduce(jnp.maximum, jax.tree.leaves(log_scale), -_log_domain.LIMIT)
     norms = map_scaled(
-        lambda log_s, u: jnp.exp(log_s - largest) * jnp.sqrt(trees.squared_norm(u)),
+        lambda log_s, u: jnp.exp(log_s - largest) * trees.norm(u),
         log_scale,
         updates,
     )
-    return jnp.log(jnp.sqrt(trees.squared_norm(norms))) + largest
+    return _log(trees.norm(norms)) + largest
 
 
 def limited_log_scale(
@@ -160,3 +164,9 @@ def reach(params: Any) -> jax.Array:
     r"""Returns :math:`\|\theta\|`, of which a relative update is a fraction, with its floor for small weights."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return jnp.sqrt(jnp.maximum(trees.squared_norm(params), size * RMS_FLOOR**2))
+
+
+def _log(x):
+    """Returns the logarithm, minus infinity at zero, where its derivative is zero and not infinite."""
+    is_zero = x == 0
+    return jnp.where(is_zero, -jnp.inf, jnp.log(jnp.where(is_zero, 1, x)))

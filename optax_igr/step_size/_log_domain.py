@@ -1,6 +1,8 @@
 r"""Positive quantities that are learned by exponentiated gradients, kept as their logarithm.
 
-.. math:: \log x \leftarrow \mathrm{clip}\big( (1 - \lambda) \log x + \mathrm{clip}(\gamma\,m, -1, 1),\ \log a,\ \log b \big)
+.. math::
+  \log x \leftarrow
+  \mathrm{clip}\big( (1 - \lambda) \log x + \mathrm{clip}(\gamma\,m, -1, 1),\ \log a,\ \log b \big)
 
 This is the exponentiated-gradient step :math:`x \leftarrow x \exp(\gamma m)` with a decay :math:`\lambda` towards one,
 or towards another center. Without a decay zero-mean signals make :math:`\log x` a random walk.

@@ -27,8 +27,9 @@ def quadratic_model(
     direction: chex.ArrayTree,
     gradient: chex.ArrayTree,
     *,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: hyperparameters.Scalar | None = None,
+    name: str = "quadratic_model",
 ) -> QuadraticModel:
     """Returns the quadratic model of `value_fn` at `params` along a direction.
 
@@ -39,9 +40,10 @@ def quadratic_model(
       gradient: g, a tree like `params`.
       hvp: one of `derivatives.MODES`.
       radius: the length of a difference's perturbation.
+      name: the public name of the caller, for errors and warnings.
     """
     product = derivatives.hessian_vector_product(
-        value_fn, params, direction, mode=hvp, radius=radius
+        value_fn, params, direction, mode=hvp, radius=radius, name=name
     )
     return QuadraticModel(
         slope=trees.inner_product(direction, gradient),
@@ -51,36 +53,36 @@ def quadratic_model(
     )
 
 
-class Length(NamedTuple):
-    r"""The norm of a tree as a product of two factors, since their product may overflow."""
+class PowerOfTwo(NamedTuple):
+    """A power of two as a product of two, since the inverse of a large one is no normal number."""
 
-    largest: jax.Array
-    relative: jax.Array
+    first: jax.Array
+    second: jax.Array
 
-    def inverse_of(self, numerator: jax.Array) -> jax.Array:
-        """Returns the numerator over the norm, and zero for a norm of zero."""
-        return divide(divide(numerator, self.relative), self.largest)
+    def over(self, x: jax.Array) -> jax.Array:
+        """Returns x divided by the power; it may underflow or overflow."""
+        return x / self.first / self.second
 
-    def value(self) -> jax.Array:
-        """Returns the norm, which may be infinite."""
-        return self.largest * self.relative
+    def times(self, x: jax.Array) -> jax.Array:
+        """Returns x multiplied by the power; it may underflow or overflow."""
+        return x * self.first * self.second
 
 
-def unit_direction(tree: chex.ArrayTree) -> tuple[chex.ArrayTree, Length]:
-    """Returns a tree at unit length, in float32 or wider, and its length.
+def moderate(tree: chex.ArrayTree) -> tuple[chex.ArrayTree, PowerOfTwo]:
+    """Returns a tree in float32 or wider whose largest entry is about one, and the power of two it was divided by.
 
-    The largest entry is divided out first: the square of an entry beyond 1e19 is no float32, nor is the inverse of one
-    beyond 1e38.
+    The square of an entry beyond 1e19 is no float32, nor is that of one below 1e-19. A power of two rounds nothing: a
+    product that is zero stays zero.
     """
     tree = trees.widen(tree)
     dtype = trees.scalar_dtype(tree)
     maxima = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(tree) if x.size]
     largest = jnp.max(jnp.stack(maxima)) if maxima else jnp.zeros([], dtype)
-    safe = jnp.where(largest > 0, largest, 1)
-    unit, relative = trees.unit(
-        jax.tree.map(lambda x: x / safe.astype(jnp.finfo(x.dtype).dtype), tree)
-    )
-    return unit, Length(largest, relative)
+    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))
+    half = exponent // 2
+    one = jnp.ones([], dtype)
+    power = PowerOfTwo(jnp.ldexp(one, half), jnp.ldexp(one, exponent - half))
+    return trees.scale(1 / power.second, trees.scale(1 / power.first, tree)), power
 
 
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -4,11 +4,11 @@ For a step :math:`-\eta d` the model is
 
 .. math:: \varphi(\eta) = L(\theta - \eta d) - L(\theta) \approx -\eta\,d^\top g + \tfrac12 \eta^2\,d^\top H d
 
-Where :math:`d^\top g` and :math:`d^\top H d` are positive its minimiser is the Cauchy step
+Where :math:`d^\top g` and :math:`d^\top H d` are positive its minimizer is the Cauchy step
 :math:`\eta^* = d^\top g / d^\top H d`, its value there :math:`\varphi(\eta^*) = -\tfrac12 \eta^*\,d^\top g`, and
 :math:`\varphi < 0` up to **twice** that: :math:`\varphi(2\eta^*) = 0`. Along the gradient the loss falls for every
 :math:`\eta < 2\,g^\top g / g^\top H g`. The bound :math:`\eta < g^\top g / g^\top H g`, which is sometimes read off
-:math:`-\eta\,g^\top g + \tfrac12 \eta^2 g^\top H g < 0`, has lost the factor 2: it is the minimiser. Where
+:math:`-\eta\,g^\top g + \tfrac12 \eta^2 g^\top H g < 0`, has lost the factor 2: it is the minimizer. Where
 :math:`d^\top H d \le 0` the model falls for every :math:`\eta`, and gives no length.
 
 References:
@@ -32,8 +32,8 @@ from optax_igr.step_size import _log_domain
 from optax_igr.step_size._quadratic_model import (
     QuadraticModel,
     divide,
+    moderate,
     quadratic_model,
-    unit_direction,
 )
 
 _NAME = "scale_by_cauchy_step"
@@ -45,7 +45,7 @@ RULES: tuple[str, ...] = get_args(Rule)
 def step_length(rule: str, model: QuadraticModel) -> jax.Array:
     r"""Returns the length :math:`\eta` of the step :math:`-\eta d`; zero where it is undefined.
 
-    `cauchy` minimises the model, :math:`d^\top g / d^\top H d`; `minimal_residual` the norm
+    `cauchy` minimizes the model, :math:`d^\top g / d^\top H d`; `minimal_residual` the norm
     :math:`\|g - \eta H d\|` of the gradient at the end of the step, :math:`g^\top H d / \|Hd\|^2`; `geometric_mean`
     is between the two, and :math:`\|g\| / \|Hg\|` along the gradient.
     """
@@ -74,10 +74,10 @@ def scale_by_cauchy_step(
     ema: optax.ScalarOrSchedule = 0.0,
     fallback: optax.ScalarOrSchedule = 1e-3,
     bounds: _log_domain.Bounds | None = None,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales a direction to the minimiser of the quadratic model along it.
+    r"""Scales a direction to the minimizer of the quadratic model along it.
 
     .. math:: u \leftarrow \eta\,u, \qquad \eta = \frac{u^\top g}{u^\top H u}
 
@@ -85,8 +85,14 @@ def scale_by_cauchy_step(
     by `optax.scale(-1.0)`. Where it stands first the updates are g; after a preconditioner or a momentum pass
     the raw gradient as `grad`.
 
-    A length is accepted where :math:`u^\top g` and :math:`u^\top H u` are positive; otherwise (negative curvature, a
+    A length is accepted where :math:`u^\top g` and :math:`u^\top H u` are positive. Otherwise (negative curvature, a
     direction of ascent, a gradient that is zero or not finite) the average of the accepted ones is used again.
+    The size of u does not matter.
+
+    .. warning::
+      What follows must not take the scaled updates for gradients. `optax.scale_by_lbfgs` and `optax.lbfgs` do: the
+      length changes at each step, and the differences that they store are not those of gradients. Put this transform
+      behind `optax.scale_by_lbfgs`, with the raw gradient as `grad`.
 
     .. note::
       Measured on one batch the length is biased: the batch that makes g large along u makes it large where the
@@ -96,10 +102,12 @@ def scale_by_cauchy_step(
       rule: `cauchy`; `minimal_residual`, :math:`\eta = g^\top H u / \|Hu\|^2`, which along the gradient is never
         longer, as :math:`(g^\top H g)^2 \le \|g\|^2 \|Hg\|^2`; or `geometric_mean` of the two.
       ema: the decay rate of the bias-corrected average of accepted lengths, in [0, 1); 0 takes this step's.
-      fallback: the length before any has been accepted; a number or a schedule.
+      fallback: the length before any has been accepted, not negative; a number or a schedule. Of both, a value of a
+        schedule outside the range is moved into it, and one that is not finite counts as 0.
       bounds: the least and the largest length, or None.
       hvp: how the Hessian-vector product is computed, as in :func:`optax_igr.add_gradient_penalty`.
-      radius: the length of a difference's perturbation, as there: a number, a schedule, or None.
+      radius: the length of a difference's perturbation, as there: a number, a schedule, or None. None is a default, and
+        so is a value of a schedule that is not positive and finite.
 
     Returns:
       A transform whose `update` needs `params` and `value_fn`, and prefers `curvature_value_fn` for H. The length in
@@ -144,7 +152,7 @@ def scale_by_cauchy_step(
 
     def update(updates, state, params, *, gradient, value_fn, curvature_value_fn=None, **unused):
         del unused
-        direction, norm = unit_direction(updates)
+        direction, size = moderate(updates)
         model = quadratic_model(
             value_fn if curvature_value_fn is None else curvature_value_fn,
             params,
@@ -152,9 +160,10 @@ def scale_by_cauchy_step(
             gradient,
             hvp=hvp,
             radius=hyperparameters.optional_value_at(radius, state.count),
+            name=_NAME,
         )
-        # The length along the unit direction is in the unit of the parameters. A step counts in updates.
-        length = norm.inverse_of(step_length(rule, model))
+        # The model counts in directions, and the step in updates.
+        length = size.over(step_length(rule, model))
         accepted = (model.slope > 0) & (model.curvature > 0) & jnp.isfinite(length) & (length > 0)
         if bounds is not None:
             length = jnp.clip(length, *bounds)

@@ -5,7 +5,7 @@ For an additive update u, taken to the fraction :math:`\tau`, the model is
 .. math:: \varphi(\tau) = \tau\,u^\top g + \tfrac12 \tau^2\,u^\top H u.
 
 With :math:`u^\top g < 0 < u^\top H u` it falls up to the descent bound :math:`\tau = -2\,u^\top g / u^\top H u`;
-half of that is the minimiser. In terms of
+half of that is the minimizer. In terms of
 
 .. math:: \kappa = -\frac{u^\top H u}{u^\top g}, \qquad \text{for gradient descent} \quad
    \kappa = \eta\,\frac{g^\top H g}{g^\top g},
@@ -20,13 +20,14 @@ References:
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
 from optax_igr._core import derivatives, hyperparameters, trees
 from optax_igr._core.transform import transform
-from optax_igr.step_size._quadratic_model import divide, quadratic_model, unit_direction
+from optax_igr.step_size._quadratic_model import divide, moderate, quadratic_model
 
 _NAME = "limit_by_curvature"
 
@@ -46,7 +47,7 @@ class LimitByCurvatureState(NamedTuple):
 def limit_by_curvature(
     fraction: optax.ScalarOrSchedule = 0.5,
     *,
-    hvp: str = "forward_over_reverse",
+    hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shortens a step that is longer than a fraction of the descent bound.
@@ -54,13 +55,16 @@ def limit_by_curvature(
     .. math:: u \leftarrow \min\Big(1,\ \frac{2f}{\kappa}\Big)\,u, \qquad \kappa = -\frac{u^\top H u}{u^\top g}
 
     It stands last, after the learning rate and its sign, so that u is what is added to the parameters. The fraction
-    f = 1 is the bound itself, where the model is flat; f = 0.5, the default, is the minimiser. It never lengthens a
-    step: a learning rate that is too small stays so.
+    f = 1 is the bound itself, where the model is flat; f = 0.5, the default, is the minimizer. It never lengthens a
+    step: a learning rate that is too small stays so. A step may have any length: the model is taken along
+    a u of moderate size. Where the model does not curve up, or its curvature is not finite, the step passes.
 
     Args:
-      fraction: f, positive; a number or a schedule. Above 1 the model allows ascent.
+      fraction: f, positive; a number or a schedule. Above 1 the model allows ascent. A value of a schedule that is not
+        positive, or NaN, counts as 0: where the model curves up the step is left out.
       hvp: how the Hessian-vector product is computed, as in :func:`optax_igr.add_gradient_penalty`.
-      radius: the length of a difference's perturbation, as there: a number, a schedule, or None.
+      radius: the length of a difference's perturbation, as there: a number, a schedule, or None. None is a default, and
+        so is a value of a schedule that is not positive and finite.
 
     Returns:
       A transform whose `update` needs `params` and `value_fn`. The raw gradient is `grad` if it is given, else it
@@ -110,8 +114,8 @@ def limit_by_curvature(
         # The incoming updates are no gradient here: they carry a learning rate and its sign.
         gradient = derivatives.gradient(value_fn, params) if grad is None else grad
         trees.check_like(_NAME, params, grad=gradient)
-        # Of unit length, since the curvature along a long update overflows.
-        direction, norm = unit_direction(updates)
+        # The curvature along an update of any other size may overflow.
+        direction, size = moderate(updates)
         model = quadratic_model(
             value_fn if curvature_value_fn is None else curvature_value_fn,
             params,
@@ -119,17 +123,21 @@ def limit_by_curvature(
             gradient,
             hvp=hvp,
             radius=hyperparameters.optional_value_at(radius, state.count),
+            name=_NAME,
         )
         descends = model.slope < 0
         curves = descends & (model.curvature > 0) & jnp.isfinite(model.curvature)
-        # The step to the minimizer of the model has this length.
+        # In directions, as the two limits that follow. The step itself is `size` directions long.
         minimizer = jnp.where(curves, divide(-model.slope, model.curvature), 0)
         fraction_now = jnp.asarray(hyperparameters.value_at(fraction, state.count), minimizer.dtype)
-        factor = norm.inverse_of(2 * fraction_now * minimizer)
-        limited = curves & (factor < 1)
-        ratio = norm.value() * divide(model.curvature, jnp.where(descends, -model.slope, 0))
-        ascends = (model.slope >= 0) & (norm.relative > 0)
-        return trees.scale(jnp.where(limited, factor, 1), updates), LimitByCurvatureState(
+        limit = jnp.where(curves, 2 * fraction_now * minimizer, 0)
+        limited = curves & (size.over(limit) < 1)
+        ratio = size.times(divide(model.curvature, jnp.where(descends, -model.slope, 0)))
+        ascends = (model.slope >= 0) & (trees.squared_norm(direction) > 0)
+        # Not the update times a factor: behind a step of 1e38 the factor is no normal number.
+        shortened = trees.cast_like(trees.scale(limit, direction), updates)
+        passed = jax.tree.map(lambda s, u: jnp.where(limited, s, u), shortened, updates)
+        return passed, LimitByCurvatureState(
             count=optax.safe_increment(state.count),
             # The ratio of a step that is long enough overflows.
             curvature_ratio=jnp.nan_to_num(ratio.astype(jnp.float32), nan=0.0),

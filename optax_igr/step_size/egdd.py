@@ -64,12 +64,18 @@ def egdd(
       Without noise every sign agrees, and the gains grow up to their bound of 100: with the defaults it diverged on
       Rosenbrock's function at every learning rate down to 2e-5. There, bound the gains by 1.
 
+    .. warning::
+      Clip the gradient first: `optax.chain(optax.clip_by_global_norm(1.0), egdd(...))`. As in any heavy ball, one that
+      is 1e15 times too large stays in the momentum for hundreds of steps. A tanh network at a loss of 0.004 became NaN,
+      and with the clip it was back after 27 steps.
+
     Args:
-      learning_rate: :math:`\eta`, a number or a schedule.
+      learning_rate: :math:`\eta`, a number or a schedule. Of every schedule here, a value outside the range is moved
+        into it, and one that is not finite counts as 0.
       momentum: :math:`\mu`, in [0, 1).
       ema: :math:`\beta`, the decay rate of the average of past gradients, in [0, 1). It is bias-corrected.
       gain_rate: :math:`\gamma_\nu`, a number or a schedule.
-      scale_rate: :math:`\gamma_s`, a number or a schedule.
+      scale_rate: :math:`\gamma_s`, a number or a schedule. One step moves a log-gain or a log-scale by at most 1.
       gain_signal: `sign`, `product` or `normalized`, as in :func:`optax_igr.scale_by_gain`.
       scale_signal: `cosine`, `sign` or `product`, as in :func:`optax_igr.adapt_scale`.
       gain_bounds: the least and the largest gain, or None.

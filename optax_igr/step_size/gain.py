@@ -103,11 +103,18 @@ def scale_by_gain(
     :math:`\gamma^2 \sigma^4 T`, so that the mean gain grows although no coordinate has a trend. A log-decay makes it
     stationary: for the sign, of variance :math:`\gamma^2 / (1 - (1-\lambda)^2)`.
 
+    .. note::
+      The gain survives a gradient that is 1e15 times too large: the bound on one move holds it, and `product` takes
+      into the average only what that bound allows. What follows the gain may not survive (momentum, a second moment,
+      the parameters): put `optax.clip_by_global_norm` first in the chain.
+
     Args:
-      gain_rate: :math:`\gamma`, a number or a schedule. At 0 the updates pass bit for bit.
+      gain_rate: :math:`\gamma`, a number or a schedule. At 0 the updates pass bit for bit. One step moves the log-gain
+        by at most 1, whatever the signal.
       signal: `product`, `sign` or `normalized`.
       ema: the decay rate of the average of past gradients, in [0, 1).
-      decay: :math:`\lambda`, the fraction of the log-gain that is lost in a step, in [0, 1).
+      decay: :math:`\lambda`, the fraction of the log-gain that is lost in a step, in [0, 1). Of all three, a value of a
+        schedule outside the range is moved into it, and one that is not finite counts as 0.
       bounds: the least and the largest gain, within exp(±80); None is these two.
 
     Returns:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from optax_igr._core import hyperparameters, trees
@@ -50,7 +51,9 @@ def scale_by_path(
       factor_fn: `(path, leaf) -> factor`. The path is JAX's key path (`jax.tree_util.keystr(path, simple=True,
         separator="/")` spells it), the leaf has a shape and a dtype. The factor is a number; an array, whose axes
         are the first axes of the leaf, for parameters that are stacked over layers; or a schedule that returns
-        either. None says that no rule covers the parameter, which is an error.
+        either. An entry of a schedule that is not finite counts as 0. None says that no rule covers the parameter,
+        which is an error. The box of a Flax variable is no step of the path: it is the same in `init`, in `update` and
+        in :func:`optax_igr.factor_table`.
 
     Returns:
       A transform that needs no parameters. A mask (`optax.masked`) limits it to a part of the tree; within
@@ -89,9 +92,11 @@ def layerwise_decay(
     The last layer, d = L - 1, has the factor one. Below one the layers in front learn slowly, above one faster.
 
     Args:
-      decay: :math:`\delta`, positive; a number or a schedule.
-      depth_fn: `path -> depth`, with JAX's key path. For a parameter that is stacked over layers along its first axis,
-        an array of depths. None says that the parameter has no depth, which is an error.
+      decay: :math:`\delta`, positive; a number or a schedule. A value of a schedule that is not positive and finite
+        counts as 0: the last layer alone moves.
+      depth_fn: `path -> depth`, with JAX's key path, as in :func:`optax_igr.scale_by_path`. For a parameter that is
+        stacked over layers along its first axis, an array of depths. None says that the parameter has no depth, which
+        is an error.
       num_layers: L; embeddings and the head count where `depth_fn` gives them a depth of their own.
 
     Returns:
@@ -223,7 +228,7 @@ def _scale_by_path(name: str, factor_fn: Callable) -> optax.GradientTransformati
 
 def _is_finite(value: Any) -> bool:
     """Says whether a factor whose value is known is finite."""
-    return isinstance(value, jax.core.Tracer) or bool(np.all(np.isfinite(np.asarray(value))))
+    return isinstance(value, Tracer) or bool(np.all(np.isfinite(np.asarray(value))))
 
 
 def _aligned(transform: str, path: KeyPath, factor: jax.Array, leaf: Any) -> jax.Array:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import control_flow, hyperparameters, processors, trees
+from optax_igr._core import control_flow, derivatives, hyperparameters, processors, trees
 from optax_igr._core.transform import transform
 from optax_igr.step_size import _first_steps, _log_domain
 from optax_igr.step_size._alignment import (
@@ -77,62 +77,78 @@ def adapt_scale(
     first_step: Literal["cauchy"] | None = None,
     warmup_steps: int | None = None,
     max_relative_update: optax.ScalarOrSchedule | None = None,
+    hvp: derivatives.Mode = "auto",
+    radius: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer and learns by how much its updates are to be scaled.
 
     .. math:: \log s_t = (1 - \lambda) \log s_{t-1} - \gamma\,\frac{\langle u_{t-1}, g_t \rangle}{\|u_{t-1}\| \|g_t\|},
        \qquad \theta_{t+1} = \theta_t + s_t\,u_t
 
-    The cosine moves the log-scale by at most :math:`\gamma` a step and does not see the scale of the loss. From a
-    rate that is wrong by a factor f it needs at least :math:`|\ln f| / \gamma` steps, from one far too large the
-    damage is done before, and where batches are noisy single steps disagree already at rates that are several times
-    too small. Against these three:
+    The cosine moves the log-scale by at most :math:`\gamma` a step and does not see the scale of the loss. Three
+    things follow. From a rate that is wrong by a factor f it needs at least :math:`|\ln f| / \gamma` steps. From one
+    far too large the damage is done before. And where batches are noisy, single steps disagree already at rates that
+    are several times too small. Against these three:
 
-    - `first_step="cauchy"` sets the scale to the minimiser of the quadratic model along the inner optimizer's own
-      update, :math:`|u^\top g| / |u^\top H u|`, and `warmup_steps` repeats that on the next batches, along the way so
-      far: then the initial rate cancels.
+    - `first_step="cauchy"` sets the scale to the minimizer of the quadratic model along the inner optimizer's own
+      update, :math:`|u^\top g| / |u^\top H u|`. `warmup_steps` repeats that on the next batches, along the displacement
+      so far. The initial rate then cancels.
     - `max_relative_update` bounds :math:`\|s u\| / \|\theta\|` over the whole tree, and folds what it takes off into
       the scale.
-    - `ema` compares the gradient with the way of many steps, whose end is at the minimum along it near the rate that a
-      search finds.
+    - `ema` compares the gradient with the displacement of many steps. Near the rate that a search finds, its end is at
+      the minimum along it.
 
     .. note::
-      Together (scale rate 0.8, `ema` 0.995, decay 0.001, five measured steps, a cap of 0.1) and before a schedule that
-      decays to zero they replace the search for a rate. None is enough alone: on a ReLU network of seven layers a first
-      batch found a length a hundred times too large, which only the cap survived; the cap alone trains Adam from every
-      rate of 1e-2 and more, to 0.8 to 13 times the loss of a searched one, and from 1e-6 hardly; without further
-      measured steps heavy ball fails on small batches; and without the decay the scale of a long run grows until it
-      breaks, where the gradients have all but vanished.
+      Together they replace the search for a rate: scale rate 0.8, `ema` 0.995, decay 0.001, five measured steps, a cap
+      of 0.1, before a schedule that decays to zero. None is enough alone:
+
+      - On a ReLU network of seven layers a first batch found a length a hundred times too large. Only the cap survived.
+      - The cap alone trains Adam from every rate of 1e-2 and more, to 0.8 to 13 times the loss of a searched one. From
+        1e-6 it hardly moves.
+      - Without further measured steps heavy ball fails on small batches.
+      - Without the decay the scale of a long run grows until it breaks, where the gradients have all but vanished.
+
       Where they fall short (`python -m benchmarks learning-rate`): around heavy ball on seven ReLU layers, six times
       above a searched rate, and around a decayed Adam on the first 600 batches of MNIST, a sixth above.
 
+    .. note::
+      One step moves the log-scale by at most 1, so that one gradient that is 1e15 times too large does not move it out
+      of reach. The inner optimizer has no such bound: put `optax.clip_by_global_norm` in front of this one, in a chain.
+
     Args:
       inner: any optimizer, the sign of descent included. It gets all extra arguments.
-      scale_rate: :math:`\gamma`, a number or a schedule. At 0, without the two options, the updates are those of
-        `inner` bit for bit.
+      scale_rate: :math:`\gamma`, a number or a schedule. At 0, without the other options, the scale stays 1, and the
+        updates are those of `inner` to rounding. (Not bit for bit under `jax.jit`: `inner` is compiled inside a branch
+        of its own, and XLA contracts other products and sums than it does without one.)
       granularity: `tree`, one scale, or `leaf`, one for each leaf.
       signal: `cosine`; `sign`, that of :math:`-\langle u, g \rangle`; or `product`, :math:`-\langle s u, g \rangle`,
         the exact derivative of the loss, in its unit.
-      ema: :math:`\beta`, in [0, 1): where it is not 0 the gradient is compared with
-        :math:`\sum_k \beta^k u_{t-1-k}`, the way of the last :math:`1/(1-\beta)` steps; a number or a schedule.
-      decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1); with a measured first
-        step the fraction of its distance from what was measured.
+      ema: :math:`\beta`, in [0, 1). Where it is not 0 the gradient is compared with
+        :math:`\sum_k \beta^k u_{t-1-k}`, the displacement of the last :math:`1/(1-\beta)` steps. A number or a
+        schedule.
+      decay: :math:`\lambda`, the fraction of the log-scale that is lost in a step, in [0, 1); with a measured
+        first step the fraction of its distance from what was measured. A number or a schedule.
       bounds: the least and the largest learned scale. Without them it stays within exp(±80).
       first_step: None or `cauchy`, measured at the first of a hundred updates that is neither zero nor broken. From
         there on a step is at most 1.1 times as long as the longest before it, since momentum amplifies a first step
         tenfold before a cosine tells. Under `vmap`, `init` belongs inside the `vmap`: the count then stays unbatched
         and later steps are spared the product.
       warmup_steps: how many measurements there are; None is one. From the second on they look along
-        :math:`v = \sum_k \beta^k u_{t-1-k}`, and the scale is :math:`|\sum d^\top g| / (\|v\| \sum |d^\top H d|)`,
-        :math:`d = v / \|v\|`, from batches that do not know the way: the one that made an update finds it too steep by
-        its noise. The steps grow linearly up to it. Five to ten are enough with momentum.
+        :math:`v = \sum_k \beta^k u_{t-1-k}`. With :math:`d = v / \|v\|` the scale is
+        :math:`|\sum d^\top g| / (\|v\| \sum |d^\top H d|)`. These batches have not made the displacement. The one that
+        made an update finds it too steep by its own noise. The steps grow linearly up to the measured length. Five to
+        ten are enough with momentum.
       max_relative_update: the largest :math:`\|s u\| / \|\theta\|`, where parameters whose root mean square is below
-        1e-2 count as that large; a number or a schedule.
+        1e-2 count as that large. A positive number, infinity (no cap), or a schedule. A value of a schedule that is not
+        positive, or NaN, counts as 1e-6. A value of another schedule outside its range is moved into it, and one that
+        is not finite counts as 0.
+      hvp: how the Hessian-vector product of a measurement is computed, as in :func:`optax_igr.add_gradient_penalty`.
+      radius: the length of a difference's perturbation, as there: a number, a schedule, or None, a default.
 
     Returns:
-      A transform that takes the raw gradient from `grad` if it is given, else from the updates. It needs `params`
-      for either option, `value_fn` for the first step (and prefers `curvature_value_fn` for H). The scale is in the
-      state, in float32 or wider: `optax.tree.get(state, "log_scale")`. After a gradient that is not finite it
+      A transform that takes the raw gradient from `grad` if it is given, else from the updates. It needs `params` for
+      the first step and for the cap, and `value_fn` for the first step (H prefers `curvature_value_fn`). The scale is
+      in the state, in float32 or wider: `optax.tree.get(state, "log_scale")`. After a gradient that is not finite it
       emits zeros and keeps its state and the inner one.
       Under an axis name (`pmap`, `vmap`, `shard_map`) wrap what it evaluates by :func:`optax_igr.mean_over`.
 
@@ -187,6 +203,7 @@ def adapt_scale(
             otherwise=_LEAST_RELATIVE_UPDATE,
             allow_infinite=True,
         )
+    derivatives.check_mode(_NAME, hvp, radius)
     inner = optax.with_extra_args_support(inner)
     # Without an average the last update is kept as it came: one read of the state less, and its own dtype.
     is_averaged = not (isinstance(ema, int | float) and ema == 0)
@@ -229,6 +246,9 @@ def adapt_scale(
                 inner_updates,
                 inner_updates if num_measured == 1 else state.previous_updates,
                 gradient,
+                hvp=hvp,
+                radius=hyperparameters.optional_value_at(radius, state.count),
+                name=_NAME,
             ),
             log_scale,
             state.count,
@@ -239,9 +259,8 @@ def adapt_scale(
         limit = _first_steps.grown_length_limit(state.longest_step)
         return _first_steps.limited_log_scale(log_scale, inner_updates, limit), measurements
 
-    def cap(count, log_scale, inner_updates, params):
-        """Returns the log-scale at which the step is short enough for its parameters."""
-        relative = hyperparameters.value_at(max_relative_update, count)
+    def cap(relative, log_scale, inner_updates, params):
+        """Returns the log-scale at which the step is that fraction of its parameters at most."""
         limit = relative * _first_steps.reach(params)
         return _first_steps.limited_log_scale(log_scale, inner_updates, limit)
 
@@ -279,13 +298,15 @@ def adapt_scale(
 
         def advance():
             inner_updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-            return trees.cast_like(inner_updates, reference), inner_state
+            return trees.cast_like(inner_updates, reference), inner_state, jnp.asarray(True)
 
-        inner_updates, inner_state = control_flow.cond(
-            is_usable,
-            advance,
-            lambda: (jax.tree.map(jnp.zeros_like, reference), state.inner_state),
-        )
+        def skip():
+            zeros = jax.tree.map(jnp.zeros_like, reference)
+            return zeros, state.inner_state, jnp.asarray(False)
+
+        # The branch hands its own condition on. XLA would compute it again for every leaf that asks for it, from all
+        # leaves: a program that grows with the square of their number.
+        inner_updates, inner_state, is_usable = control_flow.cond(is_usable, advance, skip)
         measurements, fraction = state.measurements, None
         if first_step is not None:
             log_scale, measurements = measure(
@@ -294,7 +315,8 @@ def adapt_scale(
             if num_measured > 1:
                 fraction = _first_steps.ramp(state.count, measurements.count, num_measured)
         if max_relative_update is not None:
-            log_scale = cap(state.count, log_scale, inner_updates, params)
+            relative = hyperparameters.value_at(max_relative_update, state.count)
+            log_scale = cap(relative, log_scale, inner_updates, params)
         center, longest = state.measured_log_scale, state.longest_step
         if first_step is not None:
             center, longest = remember(state, log_scale, inner_updates, measurements)

@@ -43,7 +43,7 @@ def test_direction_turns_to_the_leading_eigenvector_and_the_magnitude_shrinks_be
     flow = flows.edge_flow(lambda p: p @ matrix @ p / 2, 1.5, initial_magnitude=0.3)
     state = flow.init(jnp.zeros(3))
     turned = state._replace(direction=jnp.array([0.6, 0.0, 0.8]))
-    state, info, _ = flow.trajectory(turned, 60)
+    state, info, _ = flow.trajectory(turned, 150)
     values, vectors = jnp.linalg.eigh(matrix)
     np.testing.assert_allclose(jnp.abs(state.direction), jnp.abs(vectors[:, -1]), atol=1e-6)
     ratio = info.magnitude[-1] / info.magnitude[-2]

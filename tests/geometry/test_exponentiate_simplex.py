@@ -41,7 +41,7 @@ def test_the_divergence_to_any_point_changes_by_the_identity_of_the_paper(log_st
     )
 
 
-def test_the_step_minimises_linear_loss_plus_divergence_on_the_simplex():
+def test_the_step_minimizes_linear_loss_plus_divergence_on_the_simplex():
     stepped = step(on_simplex(0.7), WEIGHTS, GRADIENT)
 
     def objective(w):
@@ -88,7 +88,7 @@ def test_the_regret_of_hedge_is_below_its_bound(num_experts, num_steps):
 
 
 @pytest.mark.usefixtures("optimized_compilation")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2.0**-8)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2.0**-6)])
 @pytest.mark.parametrize("log_state", [False, True])
 def test_the_sum_does_not_drift_in_twenty_thousand_steps_at_any_rate(dtype, tolerance, log_state):
     # From steps that move a weight by half of itself to those that move all of it to another.
@@ -112,8 +112,8 @@ def test_the_sum_does_not_drift_in_twenty_thousand_steps_at_any_rate(dtype, tole
     # A jump by a factor of e^64 passes through a logarithm whose last place is worth 4e-6 of a weight.
     jump = 5e-6 if log_state else 0
     assert jnp.all(worst < tolerance + jnp.array([0, 0, jump]))
-    # Half a unit in the last place, unless a weight jumps.
-    assert worst[0] < 1.01 * 2.0**-9
+    # Half of a weight's rounding, unless a weight jumps.
+    assert worst[0] < 2.0**-8
     assert params.min() > 0
     assert params.max() > 0.1
 
@@ -134,7 +134,8 @@ def test_no_finite_gradient_makes_a_weight_negative_or_the_sum_wrong(dtype, log_
         assert updates.dtype == dtype
         assert jnp.all((params > 0) & jnp.isfinite(params))
         unit = float(jnp.finfo(dtype).eps)
-        assert abs(jnp.sum(params.astype(jnp.float64)) - 1) < max(0.5 * unit, 8e-7)
+        # Twice the rounding of one weight: a weight that falls ends at the edge of its reach.
+        assert abs(jnp.sum(params.astype(jnp.float64)) - 1) < max(2 * unit, 8e-7)
 
 
 def test_a_weight_of_any_size_may_win():
@@ -312,3 +313,71 @@ def test_a_donated_step_needs_at_most_the_copy_that_a_softmax_needs():
 
     softmax = temporary(jax.nn.softmax, params)
     assert temporary(train, params, state, params) <= softmax + 0.02 * params.nbytes
+
+
+CENTERED = optax.stateless(lambda g, w: g - jnp.sum(w * g) / jnp.sum(w))
+SAMPLES = jax.random.normal(jax.random.key(0), (40, 20))
+SLOPES = 0.3 * jax.random.normal(jax.random.key(1), (20,))
+
+
+def quadratic(w):
+    return 10 * jnp.mean((SAMPLES @ w) ** 2) - SLOPES @ w + 3
+
+
+def fall(direction, rate, num_steps=500):
+    """Returns the change of the loss in so many steps from uniform weights."""
+
+    def step(carry, _):
+        w, state = carry
+        u, state = direction.update(jax.grad(quadratic)(w), state, w)
+        u, _ = igr.exponentiate_simplex().update(-rate * u, simplex_state, w)
+        return (optax.apply_updates(w, u), state), None
+
+    start = jnp.full(20, 0.05)
+    simplex_state = igr.exponentiate_simplex().init(start)
+    (w, _), _ = jax.lax.scan(step, (start, direction.init(start)), length=num_steps)
+    return quadratic(w) - quadratic(start)
+
+
+def test_the_direction_must_keep_what_sets_the_weights_apart():
+    """At the minimum the gradient is a constant; what divides each entry by its own size makes all of it one."""
+    rates = 10.0 ** jnp.linspace(-2, 1, 7)
+    directions = {
+        "gradient": optax.identity(),
+        "momentum": optax.trace(0.9),
+        "adam": optax.scale_by_adam(),
+        "centered adam": optax.chain(CENTERED, optax.scale_by_adam()),
+    }
+    falls = {
+        name: np.asarray(jax.jit(jax.vmap(lambda rate, d=d: fall(d, rate)))(rates))
+        for name, d in directions.items()
+    }
+    lowest = min(values.min() for values in falls.values())
+    within = {name: int((x <= 0.99 * lowest).sum()) for name, x in falls.items()}
+    assert within["gradient"] >= 2
+    assert within["momentum"] >= 4
+    assert within["adam"] == 0
+    assert within["centered adam"] >= 4
+
+
+def test_adam_moves_no_weight_along_a_gradient_of_one_sign():
+    """The first direction of Adam is the sign, and a constant on the simplex is no direction."""
+    adam = optax.scale_by_adam(eps=0.0)
+    gradient = jnp.array([1.0, 2.0, 3.0, 4.0])
+    weights = jnp.full(4, 0.25)
+    direction, _ = adam.update(gradient, adam.init(weights), weights)
+    stepped = step(igr.exponentiate_simplex(), weights, -direction)
+    np.testing.assert_allclose(stepped, weights, rtol=1e-6)
+
+
+BOUNDARIES = {"zero": 0.0, "one": 1.0, "above": 7.0, "below": -1.0, "nan": np.nan, "inf": np.inf}
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES.values(), ids=BOUNDARIES)
+@pytest.mark.parametrize("log_state", [False, True])
+def test_a_share_out_of_range_is_moved_into_it(boundary, log_state):
+    optimizer = igr.exponentiate_simplex(fixed_share=lambda t: boundary, log_state=log_state)
+    stepped = step(optimizer, WEIGHTS, jnp.zeros_like(WEIGHTS))
+    share = np.clip(boundary, 0, 1) if np.isfinite(boundary) else 0
+    expected = (1 - share) * WEIGHTS + share * WEIGHTS.sum() / WEIGHTS.size
+    np.testing.assert_allclose(stepped, expected, rtol=1e-5)

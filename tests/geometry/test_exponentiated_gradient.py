@@ -189,3 +189,67 @@ def test_the_error_of_a_masked_leaf_names_its_path():
     optimizer = optax.masked(igr.exponentiate_simplex(), {"attention": True, "other": False})
     with pytest.raises(ValueError, match=r"params\['attention'\]\['mixture'\] has a sum of 0.4"):
         optimizer.init(params)
+
+
+BOUNDARIES = {"zero": 0.0, "one": 1.0, "above": 7.0, "below": -1.0, "nan": np.nan, "inf": np.inf}
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES.values(), ids=BOUNDARIES)
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "weight_decay"])
+def test_a_schedule_at_its_boundary_leaves_all_finite_and_learning(name, boundary):
+    good = {"learning_rate": 0.05, "momentum": 0.5, "weight_decay": 0.0}
+    schedule = lambda t: jnp.where(t == 0, boundary, good[name])  # noqa: E731
+    optimizer = igr.exponentiated_gradient(**{**good, name: schedule})
+    target = jnp.array([0.5, 2.0], jnp.float32)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(params - target, state, params)
+        return (optax.apply_updates(params, updates), state), (updates, state)
+
+    params = jnp.ones(2, jnp.float32)
+    (params, _), trail = jax.lax.scan(step, (params, optimizer.init(params)), length=600)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(trail))
+    np.testing.assert_allclose(params, target, rtol=1e-3)
+
+
+@pytest.mark.parametrize("alias", ["exponentiated_gradient", "eg_plus_minus"])
+@pytest.mark.parametrize("rate", [None, True, 1j, np.nan, np.inf, "0.1"])
+def test_a_learning_rate_that_is_none_or_no_number_is_an_error(alias, rate):
+    options = {"total": 1.0} if alias == "eg_plus_minus" else {}
+    with pytest.raises(ValueError, match=rf"{alias}.*learning_rate"):
+        getattr(igr, alias)(rate, **options)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "params", "target"),
+    [
+        (igr.exponentiated_gradient(0.03, momentum=0.9), jnp.ones(4), [3.0, 0.1, 1.0, 0.5]),
+        (
+            igr.exponentiated_gradient(0.03, domain="hypentropy"),
+            jnp.zeros(4),
+            [0.5, -0.3, 0.0, 0.1],
+        ),
+        (igr.eg_plus_minus(0.1, total=2.0), jnp.zeros(4), [0.5, -0.3, 0.0, 0.1]),
+    ],
+    ids=["momentum", "hypentropy", "plus minus"],
+)
+def test_behind_a_clip_one_gradient_that_is_far_too_large_is_forgotten(optimizer, params, target):
+    """As the docstrings say."""
+    params, target = params.astype(jnp.float32), jnp.array(target, jnp.float32)
+    signs = jnp.array([1.0, -1.0, 1.0, -1.0], jnp.float32)
+
+    def distance_after(optimizer, num_steps=300):
+        def step(carry, t):
+            w, state = carry
+            gradient = jnp.where(t == 200, 1e6 * signs, w - target)
+            updates, state = optimizer.update(gradient, state, w)
+            return (optax.apply_updates(w, updates), state), None
+
+        start = (params, optimizer.init(params))
+        (w, _), _ = jax.lax.scan(step, start, jnp.arange(200 + num_steps))
+        return float(jnp.max(jnp.abs(w - target)))
+
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
+    assert distance_after(clipped) < 1e-2
+    assert not distance_after(optimizer) < 1e-2

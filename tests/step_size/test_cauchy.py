@@ -43,7 +43,7 @@ def test_the_step_ends_at_the_minimum_along_the_line(along):
     np.testing.assert_allclose(fall, -0.5 * updates @ gradient, rtol=1e-12)
 
 
-def test_the_descent_bound_is_twice_the_minimiser():
+def test_the_descent_bound_is_twice_the_minimizer():
     gradient = HESSIAN @ START
     step, _ = one_update(optax_igr.scale_by_cauchy_step())
 
@@ -255,7 +255,7 @@ def test_no_size_of_the_direction_overflows(rule, size):
         ({"rule": "newton"}, "rule.*'cauchy'"),
         ({"ema": 1.0}, "ema.*< 1"),
         ({"fallback": -1.0}, "fallback.*>= 0"),
-        ({"radius": 0.1}, "radius.*exact"),
+        ({"radius": 0.1, "hvp": "reverse_over_reverse"}, "radius.*exact"),
         ({"hvp": "dense"}, "hvp"),
         ({"bounds": (2, 1)}, "bounds"),
     ],
@@ -263,3 +263,61 @@ def test_no_size_of_the_direction_overflows(rule, size):
 def test_a_bad_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=f"scale_by_cauchy_step.*{message}"):
         optax_igr.scale_by_cauchy_step(**arguments)
+
+
+BOUNDARIES = {"zero": 0.0, "one": 1.0, "above": 7.0, "below": -1.0, "nan": np.nan, "inf": np.inf}
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES.values(), ids=BOUNDARIES)
+@pytest.mark.parametrize("name", ["ema", "fallback", "radius"])
+def test_a_schedule_at_its_boundary_leaves_all_finite(name, boundary):
+    good = {"ema": 0.5, "fallback": 0.1, "radius": 1e-2}
+    arguments = {**good, name: lambda t: jnp.where(t == 1, boundary, good[name])}
+    transform = optax_igr.scale_by_cauchy_step(**arguments, hvp="central_difference")
+    curvatures = jnp.array([1.0, 4.0])
+
+    def value_fn(p):
+        return jnp.sum(curvatures * p**2) / 2
+
+    params = jnp.array([1.0, -2.0])
+    state = transform.init(params)
+    # The first gradient is zero, so that the fallback is in force.
+    for factor in (0.0, 0.0, 1.0, 1.0):
+        updates, state = transform.update(
+            factor * curvatures * params, state, params, value_fn=value_fn
+        )
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
+    gradient = curvatures * params
+    length = gradient @ gradient / (gradient @ (curvatures * gradient))
+    np.testing.assert_allclose(updates, length * gradient, rtol=1e-5)
+
+
+def test_it_stands_behind_the_pairs_of_lbfgs_not_before_them():
+    """Scaled updates are no gradients: pairs made from them have another curvature than the loss."""
+    curvatures = jnp.geomspace(1.0, 100.0, 8)
+
+    def value_fn(p):
+        return jnp.sum(curvatures * p**2) / 2
+
+    def losses(*links):
+        optimizer = optax.chain(*links, optax.scale(-1.0))
+
+        @jax.jit
+        def step(params, state):
+            value, grad = jax.value_and_grad(value_fn)(params)
+            updates, state = optimizer.update(grad, state, params, value_fn=value_fn, grad=grad)
+            return optax.apply_updates(params, updates), state, value
+
+        params, state, values = jnp.ones(8), None, []
+        state = optimizer.init(params)
+        for _ in range(30):
+            params, state, value = step(params, state)
+            values.append(float(value))
+        return np.array(values)
+
+    cauchy_step, lbfgs = optax_igr.scale_by_cauchy_step(), optax.scale_by_lbfgs()
+    behind = losses(lbfgs, cauchy_step)
+    assert np.all(np.diff(behind) <= 0)
+    assert behind[-1] < 1e-12
+    before = losses(cauchy_step, lbfgs)
+    assert not before[-1] < 1e-12

@@ -145,8 +145,27 @@ def test_the_raw_gradient_and_the_curvature_may_be_given():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"fraction": 0.0}, "fraction.*> 0"), ({"hvp": "dense"}, "hvp"), ({"radius": 1.0}, "radius")],
+    [
+        ({"fraction": 0.0}, "fraction.*> 0"),
+        ({"hvp": "dense"}, "hvp"),
+        ({"radius": 1.0, "hvp": "reverse_over_reverse"}, "radius.*exact"),
+    ],
 )
 def test_a_bad_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=f"limit_by_curvature.*{message}"):
         optax_igr.limit_by_curvature(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.0, 0), (-1.0, 0), (np.nan, 0), (0.5, 1), (1.0, 2), (np.inf, 1e3)],
+)
+def test_a_fraction_out_of_range_has_a_meaning(value, expected):
+    # In units of the step to the minimizer of a quadratic with curvature one.
+    transform = optax_igr.limit_by_curvature(lambda t: jnp.asarray(value))
+    params = jnp.array([1.0])
+    updates, state = transform.update(
+        jnp.array([-1e3]), transform.init(params), params, value_fn=lambda p: jnp.sum(p**2) / 2
+    )
+    np.testing.assert_allclose(updates, -expected, rtol=1e-6)
+    assert np.isfinite(state.curvature_ratio)

@@ -181,3 +181,58 @@ def test_the_state_stays_finite_from_a_broken_first_gradient_on(bad):
 def test_a_bad_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=f"egdd.*{message}"):
         optax_igr.egdd(0.1, **arguments)
+
+
+BOUNDARIES = {"zero": 0.0, "one": 1.0, "above": 7.0, "below": -1.0, "nan": np.nan, "inf": np.inf}
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES.values(), ids=BOUNDARIES)
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "ema", "gain_rate", "scale_rate"])
+def test_a_schedule_at_its_boundary_leaves_all_finite_and_learning(name, boundary):
+    good = {
+        "learning_rate": 0.05,
+        "momentum": 0.5,
+        "ema": 0.5,
+        "gain_rate": 1e-3,
+        "scale_rate": 1e-3,
+    }
+    schedule = lambda t: jnp.where(t == 0, boundary, good[name])  # noqa: E731
+    optimizer = optax_igr.egdd(**{**good, name: schedule})
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(params, state, params)
+        return (optax.apply_updates(params, updates), state), state
+
+    params = jnp.array([1.0, -2.0], jnp.float32)
+    (params, _), states = jax.lax.scan(step, (params, optimizer.init(params)), length=300)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(states))
+    assert jnp.sum(params**2) < 1e-4
+
+
+def test_a_learning_rate_that_is_none_or_no_number_is_an_error():
+    for rate in (None, True, 1j, np.nan, np.inf, "0.1"):
+        with pytest.raises(ValueError, match=r"egdd.*learning_rate"):
+            optax_igr.egdd(rate)
+
+
+def test_behind_a_clip_one_gradient_that_is_far_too_large_is_forgotten():
+    """As the docstring says; without the clip it stays in the momentum for hundreds of steps."""
+
+    def worst_after(optimizer):
+        def step(carry, t):
+            params, state = carry
+            gradient = params * jnp.where(t == 30, 1e15, 1.0)
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), jnp.max(jnp.abs(params))
+
+        params = jnp.array([1.0, -2.0], jnp.float32)
+        start = (params, optimizer.init(params))
+        return jax.lax.scan(step, start, jnp.arange(120))[1][30:]
+
+    optimizer = optax_igr.egdd(0.02)
+    clipped = worst_after(optax.chain(optax.clip_by_global_norm(1.0), optimizer))
+    assert clipped.max() < 2
+    assert clipped[-1] < 0.1
+    assert not worst_after(optimizer)[-1] < 0.1

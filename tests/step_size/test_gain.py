@@ -229,3 +229,50 @@ def test_reads_the_raw_gradient_from_grad_and_scales_the_updates():
 def test_a_bad_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=f"scale_by_gain.*{message}"):
         optax_igr.scale_by_gain(**{"gain_rate": 0.1, **arguments})
+
+
+@pytest.mark.parametrize("signal", ["product", "sign", "normalized"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("size", [1e6, 1e15])
+def test_one_gradient_that_is_far_too_large_leaves_the_gain_in_reach(signal, ema, size):
+    transform = optax_igr.scale_by_gain(0.01, signal=signal, ema=ema)
+    normal = np.tile(np.array([1.0, -0.5, 2.0, 1.0], np.float32), (200, 1))
+    spiked = normal.copy()
+    spiked[50] *= size * np.array([1, -1, 1, -1], np.float32)
+    found, expected = (np.asarray(log_gains(transform, jnp.asarray(g))) for g in (spiked, normal))
+    assert np.abs(np.diff(found, axis=0)).max() <= 1 + 1e-5
+    # Two moves of one each, and what the average of nine in ten still holds of them.
+    assert np.abs(found[-1] - expected[-1]).max() < (3.5 if signal != "sign" else 7)
+    # The last steps are those of an undisturbed run: the signs of an average take 330 steps to forget 1e15.
+    if signal == "product":
+        np.testing.assert_allclose(
+            np.diff(found, axis=0)[-1], np.diff(expected, axis=0)[-1], rtol=0.01
+        )
+
+
+BOUNDARIES = {"zero": 0.0, "one": 1.0, "above": 7.0, "below": -1.0, "nan": np.nan, "inf": np.inf}
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES.values(), ids=BOUNDARIES)
+@pytest.mark.parametrize("name", ["gain_rate", "ema", "decay"])
+def test_a_schedule_at_its_boundary_leaves_no_trace(name, boundary):
+    good = {"gain_rate": 0.01, "ema": 0.5, "decay": 0.1}
+
+    def run(value):
+        schedule = lambda t: jnp.where(t == 0, value, good[name])  # noqa: E731
+        transform = optax_igr.scale_by_gain(**{**good, name: schedule}, signal="sign")
+        return log_gains(transform, jnp.ones((300, 2), jnp.float32))
+
+    found = run(boundary)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[-1], run(good[name])[-1], atol=1e-4)
+
+
+def test_a_rate_that_starts_at_infinity_is_left_out():
+    """`1e-3 / t` at t = 0 made every log-gain NaN for ever."""
+    transform = optax_igr.scale_by_gain(lambda t: 1e-3 / t)
+    found = log_gains(transform, jnp.full((5, 1), 2.0, jnp.float32))
+    # The first gradient has none before it; then 4e-3 / t.
+    np.testing.assert_allclose(
+        found[:, 0], [0, *(4e-3 * np.cumsum(1 / np.arange(1, 5)))], rtol=1e-5
+    )
