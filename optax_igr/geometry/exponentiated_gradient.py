@@ -12,6 +12,7 @@ References:
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ from optax_igr.geometry.exponentiate_simplex import exponentiate_simplex
 _NAME = "exponentiated_gradient"
 
 Domain = Literal["positive", "simplex", "hypentropy", "signed"]
-DOMAINS = {
+DOMAINS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "positive": exponentiate,
     "simplex": exponentiate_simplex,
     "hypentropy": exponentiate_hypentropy,
