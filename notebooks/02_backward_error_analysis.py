@@ -497,7 +497,8 @@ np.testing.assert_allclose(edge_path[:40, 1], iterates[:40, 1], rtol=1e-6)
 #   principal flow.
 # - Cohen et al, [Gradient Descent on Neural Networks Typically Occurs at the Edge of
 #   Stability](https://arxiv.org/abs/2103.00065), 2021.
-# - Cohen et al, [Understanding Optimization in Deep Learning with Central Flows](https://arxiv.org/abs/2410.24206), 2025.
+# - Cohen et al, [Understanding Optimization in Deep Learning with Central
+#   Flows](https://arxiv.org/abs/2410.24206), 2025.
 # - Marion, [Edge Flow](https://arxiv.org/abs/2606.18080), 2026.
 # - The operator series of section 1 is the one of seeds 000 and 001 of this project, two Chinese notes on the paper
 #   of Barrett and Dherin that name no address of their own; they stop after its first term.
