@@ -14,6 +14,8 @@
 # %% [markdown]
 # # Backward error analysis: which path do the steps lie on, and to what order?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/optax-igr/optax_igr/blob/main/notebooks/02_backward_error_analysis.ipynb)
+#
 # The usual question about a numerical method is: how far are its steps from the solution of $\dot y = f(y)$? Backward
 # error analysis asks it the other way round: **of which other equation are the steps the exact solution?** For
 # gradient descent the first correction of $f = -\nabla L$ is implicit gradient regularisation (notebook 01). Here we
@@ -26,6 +28,19 @@
 # 5. and follow the steps past that, to the edge of stability.
 #
 # You need to know `jax.grad`, and what a Taylor series is.
+
+# %%
+# In Colab the package and the style of the figures are not there yet.
+import importlib.util
+import subprocess
+import sys
+import urllib.request
+
+if importlib.util.find_spec("optax_igr") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, "optax_igr[notebooks]"], check=True)
+    raw = "https://raw.githubusercontent.com/optax-igr/optax_igr/main/notebooks"
+    urllib.request.urlretrieve(f"{raw}/figures.mplstyle", "figures.mplstyle")
 
 # %%
 import functools

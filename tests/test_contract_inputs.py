@@ -17,6 +17,7 @@ from tests.contract import (
     every_transform,
     params_of,
     plain_run,
+    training_step,
 )
 
 
@@ -222,3 +223,25 @@ def test_a_value_function_with_auxiliary_data_is_named(entry):
             jax.eval_shape(
                 lambda given=given: transform.update(grads, state, params, grad=grads, **given)[0]
             )
+
+
+@every_transform
+def test_the_derivative_through_a_step_at_a_zero_gradient_is_finite(entry):
+    """Of the derivatives that a step takes of its norms and logarithms none may be infinite there."""
+    if entry.without_reverse_mode:
+        pytest.skip("it has forward derivatives alone")
+    optimizer = entry.optimizer()
+    params = params_of(entry, SHAPES_WITHOUT_SCALAR)
+
+    def after(scale):
+        # Not of the parameters, in which a loss without a gradient has no curvature either.
+        problem = problems.Problem(
+            None,
+            lambda p: jax.tree.map(lambda x: scale * x, problems.coupled(p).outputs_fn(p)),
+        )
+        carry = (params, optimizer.init(params))
+        step = training_step(entry, optimizer, problem)
+        (end, _), _ = jax.lax.scan(lambda c, _: (step(*c), None), carry, length=2)
+        return sum(jnp.sum(x) for x in jax.tree.leaves(end))
+
+    assert_finite(jax.jit(jax.grad(after))(jnp.zeros([])))

@@ -29,7 +29,7 @@ def interleaved(
     timed: Mapping[Key, Callable[[], Found]],
     rounds: int,
     *,
-    once: Collection[Key] = (),
+    once: Collection[Any] = (),
     progress: Progress = silent,
 ) -> dict[Key, list[Found]]:
     """Lets every program run once a round; returns what each gave, round by round, but for the first round.

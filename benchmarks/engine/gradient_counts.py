@@ -2,14 +2,12 @@
 
 The loss is evaluated operation by operation on parameters that pass through a probe, whose backward rule counts
 gradients and whose forward derivative counts Hessian-vector products. A gradient at a point and batch that the step
-has already seen is shared and not counted twice.
+has already seen is shared and not counted twice. A linearization counts as one product, however often it is used: a
+technique that solves a system with it says by `Technique.spent` what that takes.
 """
-
-import collections
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from benchmarks.engine import training_step
 from benchmarks.problems.problem import Problem
@@ -52,6 +50,8 @@ def count_gradients(
             params, state = training_step.update(
                 counted, technique, optimizer, params, state, batch, data=problem.train
             )
+            # A callback may still be on its way.
+            jax.effects_barrier()
     return ledger.gradients / (last - first), ledger.products / (last - first)
 
 
@@ -62,7 +62,6 @@ class _Ledger:
         self.batch_size = batch_size
         self.gradients = self.products = 0.0
         self.seen: set = set()
-        self.batches: collections.OrderedDict = collections.OrderedDict()
 
     def watch(self, loss):
         def watched(params, batch):
@@ -74,18 +73,20 @@ class _Ledger:
         weight = 1.0
         if self.batch_size is not None and batch is not None:
             weight = len(jax.tree.leaves(batch)[0]) / self.batch_size
-        # By content: two losses may be of the same examples under different names.
-        batch_key = _fingerprint(batch)
+
+        # A callback runs where the derivative is computed, and sees the numbers. Python alone would count what is only
+        # traced, such as a check of whether a loss has a derivative, and would not know at which point.
+        def count(point, examples, products):
+            self._count(point, examples, float(products), weight)
 
         @jax.custom_jvp
         def backward(params, cotangent):
-            self._gradient(params, batch_key, weight)
+            jax.debug.callback(count, params, batch, 0)
             return cotangent
 
         @backward.defjvp
         def _(primals, tangents):
-            self._gradient(primals[0], batch_key, weight)
-            self.products += weight
+            jax.debug.callback(count, primals[0], batch, 1)
             return primals[1], tangents[1]
 
         @jax.custom_vjp
@@ -95,20 +96,13 @@ class _Ledger:
         probe.defvjp(lambda p: (p, p), lambda p, cotangent: (backward(p, cotangent),))
         return probe
 
-    def _gradient(self, params, batch_key, weight):
-        point = _fingerprint(params)
-        if point is None or batch_key is None or (point, batch_key) not in self.seen:
+    def _count(self, point, examples, products, weight):
+        self.products += products * weight
+        # By content: two losses may be of the same examples under different names.
+        place = tuple(np.asarray(x).tobytes() for x in jax.tree.leaves((point, examples)))
+        if place not in self.seen:
             self.gradients += weight
-        self.seen.add((point, batch_key))
-
-
-def _fingerprint(tree):
-    """Returns the bytes of the leaves, or None where a leaf is being traced and has none."""
-    leaves = jax.tree.leaves(tree)
-    # Under a transformation there is no value to compare: counted as new.
-    if any(isinstance(x, Tracer) for x in leaves):
-        return None
-    return tuple(np.asarray(x).tobytes() for x in leaves)
+        self.seen.add(place)
 
 
 def _example_batch(problem, step):

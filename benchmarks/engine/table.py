@@ -16,8 +16,8 @@ import pandas as pd
 
 from benchmarks.engine.records import Record
 
-# A `pandas.DataFrame` and a `pandas.Series`. The annotations of pandas give every selection the union of all that it may
-# return, which no checker can follow: to a checker a table is anything.
+# A `pandas.DataFrame` and a `pandas.Series`. The annotations of pandas give every selection the union of all that it
+# may return, which no checker can follow: to a checker a table is anything.
 Table = Any
 Series = Any
 

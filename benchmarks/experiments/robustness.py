@@ -131,8 +131,9 @@ def headline(runs: Table) -> str:
         none = found.get((problem, "none"))
         verdicts: dict[str, list[str]] = {}
         for (on, name), group in found.items():
-            compared = on == problem and name != "none" and none is not None
-            if compared and len(group) == len(none) > 1:
+            if on != problem or name == "none" or none is None:
+                continue
+            if len(group) == len(none) > 1:
                 verdicts.setdefault(_verdict(group, none), []).append(name)
         texts = [f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items()]
         if texts:

@@ -25,9 +25,12 @@ SHOWN = 0.02
 def draw(runs: Table, grids: dict[str, list[float]]) -> list[Figure]:
     """Draws both; `grids` are those of `robustness_choice.strengths`."""
     style = figures.style_of(list(runs["technique"].unique()))
-    selected = chosen(runs, grids)
-    # One group for each problem, in the order of the runs.
     by_problem = {problem: own for (problem,), own in groups(runs, ["problem"]).items()}
+    # Of a problem on which every strength diverged nothing is chosen: its charts are empty.
+    selected = {
+        problem: pd.concat([own.head(0), *chosen(own, grids).values()])
+        for problem, own in by_problem.items()
+    }
     return [
         Figure(
             "agreement",
@@ -38,9 +41,7 @@ def draw(runs: Table, grids: dict[str, list[float]]) -> list[Figure]:
             "both senses agree; up and left, a technique buys robustness to the inputs with that to the parameters.",
             alt.hconcat(
                 *(
-                    _agreement(
-                        problem, strengths(own, grids), own, _on(problem, selected), style[0]
-                    )
+                    _agreement(problem, strengths(own, grids), own, selected[problem], style[0])
                     for problem, own in by_problem.items()
                 )
             ),
@@ -49,15 +50,9 @@ def draw(runs: Table, grids: dict[str, list[float]]) -> list[Figure]:
             "curves",
             "Accuracy against the radius of the attack, and against the scale of the noise",
             "Mean over the seeds, at the chosen strengths.",
-            alt.vconcat(
-                *(_curves(problem, _on(problem, selected), style) for problem in by_problem)
-            ),
+            alt.vconcat(*(_curves(problem, selected[problem], style) for problem in by_problem)),
         ),
     ]
-
-
-def _on(problem, selected):
-    return {name: group for (on, name), group in selected.items() if on == problem}
 
 
 def _means(runs, by):
@@ -86,7 +81,7 @@ def _agreement(problem, found, own, selected, color):
     order = order.rename(columns={"technique": "label"})
     paths = _means(own, RUN).merge(order, on=["problem", "label", "settings"])
     paths = paths.sort_values("order", kind="stable")[[*_MEANS, "order"]]
-    marks = _means(pd.concat(selected.values()), ["technique"])
+    marks = _means(selected, ["technique"])
     axis = alt.Axis(tickCount=6)
     x = alt.X("parameters:Q", title=f"accuracy % at parameter noise {QUOTED_SCALE:g}", axis=axis)
     y = alt.Y("inputs:Q", title=f"accuracy % under PGD of radius {QUOTED_RADIUS:g}")
@@ -104,7 +99,7 @@ def _agreement(problem, found, own, selected, color):
         base.mark_point(shape="diamond", size=150, filled=True, opacity=1).encode(x=x, y=y),
         base.mark_text(align="left", dx=9, dy=-9, fontSize=11).encode(x=x, y=y, text="label:N"),
     ]
-    if "none" in selected:
+    if (marks["label"] == "none").any():
         none = alt.Chart(figures.data(marks.loc[marks["label"] == "none", _MEANS]))
         cross = {"color": "#777", "strokeDash": [4, 3]}
         layers = [none.mark_rule(**cross).encode(x=x), none.mark_rule(**cross).encode(y=y), *layers]
@@ -123,7 +118,7 @@ def _curves(problem, selected, style):
 
 def _curve(selected, name, xs, title, style):
     color, dash = style
-    points = pd.concat(selected.values())[["technique", name]]
+    points = selected[["technique", name]]
     points = points.assign(x=[list(xs)] * len(points)).explode([name, "x"])
     means = points.astype({name: float, "x": float}).groupby(["technique", "x"], sort=False)
     rows = means[name].mean().rename("y").reset_index().rename(columns={"technique": "label"})

@@ -210,7 +210,7 @@ def _head(data):
     return jax.tree.map(lambda x: x[:CURVE_EXAMPLES], data)
 
 
-def mean_over(fn, params, data, size=CURVE_EXAMPLES):
+def mean_over(fn: Callable, params: Any, data: Any, size: int = CURVE_EXAMPLES) -> Any:
     """Returns the mean of `fn(params, batch)` over all examples, a batch at a time."""
     n = len(jax.tree.leaves(data)[0])
     if n <= size:

@@ -159,7 +159,7 @@ def relative_paths(
 
 def _relative_rows(runs, name, along, levels):
     columns = [*table.RUN, "label", "seed", "x", "y"]
-    at_levels = pd.DataFrame(
+    at_levels: table.Table = pd.DataFrame(
         [
             [*run[:-1], level, run_statistics.value_at(run[-1][along], run[-1][name], level)]
             for run in runs[[*columns[:-2], "curve"]].itertuples(index=False, name=None)

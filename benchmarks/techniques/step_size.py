@@ -43,7 +43,7 @@ def layer_depth(path: Any) -> int:
       ValueError: where the path has no number.
     """
     parts = [getattr(entry, "key", getattr(entry, "idx", None)) for entry in path]
-    numbers = [int(part) for part in parts if str(part).isdigit()]
+    numbers = [int(text) for text in map(str, parts) if text.isdigit()]
     if not numbers:
         raise ValueError(f"{'.'.join(map(str, parts)) or 'the parameter'} is in no numbered layer.")
     return numbers[0]

@@ -9,6 +9,7 @@ from typing import Any, cast
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -189,6 +190,13 @@ def check_integer(transform: str, name: str, value: Any, *, at_least: int) -> No
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < at_least:
         expected = "a positive integer" if at_least == 1 else f"an integer >= {at_least}"
         raise ValueError(f"{transform}: `{name}` must be {expected}, got {value!r}.")
+
+
+def check_boolean(transform: str, name: str, value: Any) -> None:
+    """Raises a `ValueError` that names the argument unless it is True or False."""
+    # Any other value has a truth too, and mostly not the one that was meant: `averaged=0.5` is no rate.
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{transform}: `{name}` must be True or False, got {value!r}.")
 
 
 def check_choice(transform: str, name: str, value: Any, choices: Sequence[Any]) -> None:

@@ -131,7 +131,7 @@ def _append(basis: Tree, filled: jax.Array, block: Tree, position) -> tuple[Tree
         for _ in range(2):
             vector = trees.subtract(vector, _project(basis, vector))
         # What is left of a vector that the basis already spans is rounding, of any direction.
-        norm = jnp.sqrt(trees.squared_norm(vector))
+        norm = trees.norm(vector)
         is_new = norm > 1e-3
         vector = trees.scale(jnp.where(is_new, 1 / jnp.where(is_new, norm, 1), 0), vector)
         vector = trees.subtract(vector, _project(basis, vector))

@@ -154,14 +154,20 @@ def squared_norm(x: Tree) -> jax.Array:
     return inner_product(x, x)
 
 
+def norm(x: Tree) -> jax.Array:
+    r"""Returns :math:`\|x\|` over all leaves, accumulated in float32 or wider; its derivative at zero is zero."""
+    squared = squared_norm(x)
+    # The root has an infinite derivative at zero, and 0 times that is NaN in every outer derivative.
+    is_zero = squared == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared)))
+
+
 def unit(x: Tree) -> tuple[Tree, jax.Array]:
     r"""Returns :math:`x / \|x\|` in float32 or wider, and :math:`\|x\|`; zero for a zero tree."""
-    squared = squared_norm(x)
-    # One in the place of zero keeps a zero gradient a zero, where 0/0 is NaN. It comes before the root, whose
-    # derivative at zero is infinite: 0 times that would be NaN too.
-    is_zero = squared == 0
-    root = jnp.sqrt(jnp.where(is_zero, 1, squared))
-    return scale(1 / root, widen(x)), jnp.where(is_zero, 0, root)
+    length = norm(x)
+    # Dividing by one where the norm is zero keeps a zero gradient a zero, where 0/0 is NaN.
+    safe = jnp.where(length == 0, 1, length)
+    return scale(1 / safe, widen(x)), length
 
 
 def scale(factor: ArrayLike, tree: Tree) -> Tree:
@@ -302,7 +308,8 @@ def _shape(x: Any) -> str:
 
 
 def _shape_and_dtype(x: Any) -> str:
-    return f"{jnp.asarray(x).dtype}{list(jnp.shape(x))}"
+    x = x if hasattr(x, "dtype") else jnp.asarray(x)
+    return f"{x.dtype}{list(x.shape)}"
 
 
 def _first_difference(params: Tree, tree: Tree, describe: Callable) -> str:

@@ -1,8 +1,8 @@
 r"""Conjugate gradients on pytrees, truncated where the curvature turns negative.
 
-Where A is positive definite every iterate minimises :math:`\tfrac12 x^\top A x - b^\top x` over the directions so far,
-and along each of them the model falls. A direction p with :math:`p^\top A p \le 0` shows that it is not, and ends the
-solve: every iterate before it descends.
+Where A is positive definite, every iterate minimizes :math:`\tfrac12 x^\top A x - b^\top x` over the directions so far.
+A direction p with :math:`p^\top A p \le 0` shows that A is not positive definite, and ends the solve. Every iterate
+before it is a direction of descent.
 
 References:
   Steihaug, `The Conjugate Gradient Method and Trust Regions in Large Scale Optimization
@@ -41,8 +41,8 @@ def truncated_cg(
     Args:
       operator: :math:`v \mapsto Av`, symmetric.
       b: in float32 or wider.
-      start: a direction along which the solve begins, at the minimiser of the model (zero where it has none); None
-        saves its product.
+      start: a direction. The solve begins at the minimizer of the model along it, or at zero where there is none. None
+        begins at zero and saves a product.
       max_steps: the largest number of conjugate gradient steps.
       tolerance: the residual to stop at, in units of b.
 
@@ -52,6 +52,7 @@ def truncated_cg(
     zeros = jax.tree.map(jnp.zeros_like, b)
     x, residual, num_products = zeros, b, 0
     if start is not None:
+        # Along a direction that was good a step ago one product often does the work of several from zero.
         curved = operator(start)
         curvature = trees.inner_product(start, curved)
         along = trees.inner_product(start, b)
@@ -64,6 +65,7 @@ def truncated_cg(
             trees.scale(factor, curved),
         )
         num_products = 1
+    # In float32 the residual that is updated drifts from b - Ax, but more slowly than these few steps converge.
     is_zero = trees.squared_norm(x) == 0
     target = tolerance**2 * trees.squared_norm(b)
 

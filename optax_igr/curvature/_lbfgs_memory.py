@@ -70,7 +70,9 @@ def init(params: chex.ArrayTree, memory_size: int, history_dtype: Any = None) ->
     """
 
     def history():
-        return jax.tree.map(lambda p: _slots(p, memory_size, history_dtype), params)
+        # Without boxes, which say how the axes of an array are laid out over devices: a history has one axis more.
+        unboxed = trees.unboxed(params)
+        return jax.tree.map(lambda p: _slots(p, memory_size, history_dtype), unboxed)
 
     def count():
         return jnp.zeros([], jnp.int32)

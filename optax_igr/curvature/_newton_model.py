@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax
 import optax
 from jax.typing import ArrayLike
 
@@ -22,7 +23,7 @@ class NewtonOptions(NamedTuple):
     hvp: derivatives.Mode
     radius: optax.ScalarOrSchedule | None
     warm_start: bool
-    max_backtracking_steps: int
+    max_backtracking_steps: int | jax.Array
 
     def checked(self, name: str) -> "NewtonOptions":
         """Returns the options with schedules that stay in range; raises a `ValueError` that names a bad one."""
@@ -30,9 +31,11 @@ class NewtonOptions(NamedTuple):
         hyperparameters.check_positive_integer(name, "max_steps", self.max_steps)
         hyperparameters.check_choice(name, "curvature", self.curvature, CURVATURES)
         derivatives.check_mode(name, self.hvp, self.radius)
-        hyperparameters.check_integer(
-            name, "max_backtracking_steps", self.max_backtracking_steps, at_least=0
-        )
+        # `optax.inject_hyperparams` makes an array of every number that it is not told to leave alone.
+        if not isinstance(self.max_backtracking_steps, jax.Array):
+            hyperparameters.check_integer(
+                name, "max_backtracking_steps", self.max_backtracking_steps, at_least=0
+            )
         return self._replace(
             damping=hyperparameters.checked(name, "damping", self.damping, at_least=0),
             tolerance=hyperparameters.checked(name, "tolerance", self.tolerance, at_least=0),

@@ -5,8 +5,8 @@ Consecutive batches overlap, and :math:`O = S_{t-1} \cap S_t` alone makes the pa
 .. math::
   s = \theta_t - \theta_{t-1}, \qquad y = \nabla L_O(\theta_t) - \nabla L_O(\theta_{t-1}),
 
-so that the noise of sampling cancels in y, where the difference of the gradients of two batches is mostly that noise.
-The first preconditioned step is the second. For an overlap of a fraction o of the batch, a step costs 1 + 2o gradients.
+so that the noise of sampling cancels in y. The difference of the gradients of two batches is mostly that noise. The
+second step is the first preconditioned one. For an overlap of a fraction o of the batch, a step costs 1 + 2o gradients.
 
 References:
   Berahas, Nocedal, Takáč, `A Multi-Batch L-BFGS Method for Machine Learning <https://arxiv.org/abs/1605.06049>`_, 2016
@@ -34,7 +34,7 @@ class MultibatchLBFGSState(NamedTuple):
     Attributes:
       count: the number of updates.
       last_params: the parameters of the update before.
-      memory: the pairs, and how many were accepted and rejected.
+      memory: the pairs, and how many were accepted, rejected and dropped.
     """
 
     count: ArrayLike
@@ -50,12 +50,12 @@ def scale_by_multibatch_lbfgs(
     history_dtype: Any = None,
     form: Form = "two_loop",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Multiplies by an inverse Hessian learnt from gradient differences on the overlap of consecutive batches.
+    r"""Multiplies by an inverse Hessian learned from gradient differences on the overlap of consecutive batches.
 
     .. math:: u \leftarrow H_t u
 
-    It belongs first in a chain: the pairs describe the loss, not the updates. Full overlap, at the price of three
-    gradients a step, is `overlap_value_fn=value_fn`.
+    It belongs first in a chain, because the pairs describe the loss, not the updates. Full overlap is
+    `overlap_value_fn=value_fn`, at the price of three gradients a step.
 
     Args:
       memory_size: M, the number of pairs.
@@ -66,11 +66,16 @@ def scale_by_multibatch_lbfgs(
       form: how the direction is computed: `two_loop`, or `gram`, which needs one reduction on a mesh.
 
     .. note::
+      One step at which the loss is far out of scale changes no pair for good: a pair whose :math:`\|y\|/\|s\|` differs
+      from that of the newest one by a factor of a million is rejected, and after ten rejections in a row all pairs are
+      dropped (`state.memory.dropped_count`). The direction of that step has no bound. Put
+      `optax.clip_by_global_norm` before this transform, which clips the gradient and leaves the pairs alone.
+
+    .. note::
       The shared samples must be enough to show the curvature of the loss along a step. A few of them may see none.
-      Then :math:`y = \lambda s` with the L2 coefficient :math:`\lambda`, which no guard can tell from a true pair, and
-      H grows to :math:`1/\lambda`. On a squared hinge of 100 parameters, pairs of 5 or 12 shared samples diverge at
-      every rate from 0.03 to 1, and pairs of 25 or 50 converge at rates up to 0.3; `powell_damping=0.2` lets 12 do at
-      0.03.
+      Then :math:`y = \lambda s` with the L2 coefficient :math:`\lambda`, and H grows to :math:`1/\lambda`. No guard can
+      tell such a pair from a true one. On a squared hinge of 100 parameters, 5 or 12 shared samples diverge at every
+      rate from 0.03 to 1, and 25 or 50 converge at rates up to 0.3. With `powell_damping=0.2`, 12 converge at 0.03.
 
     Returns:
       A transform whose `update` needs `params` and `overlap_value_fn`, the loss on the samples that this batch shares

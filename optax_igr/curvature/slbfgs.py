@@ -36,7 +36,9 @@ def slbfgs(
     .. math:: \theta \leftarrow \theta - \gamma H_t v
 
     It converges linearly on a strongly convex loss. For N samples, a batch b, and m steps between two anchors, an epoch
-    costs 2mb + N gradients.
+    costs 2mb + N gradients. To clip the estimate v, chain :func:`optax_igr.svrg`, `optax.clip_by_global_norm`,
+    :func:`optax_igr.scale_by_sqn` and `optax.scale_by_learning_rate` by hand: clipping the gradient before makes the
+    estimate biased.
 
     Args:
       learning_rate: :math:`\gamma`, a number or a schedule.

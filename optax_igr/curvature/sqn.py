@@ -6,7 +6,7 @@ A difference of two minibatch gradients is mostly noise. Here a pair is made eve
 .. math::
   s_t = \bar\theta_t - \bar\theta_{t-1}, \qquad y_t = \nabla^2 L_{S_H}(\bar\theta_t)\,s_t,
 
-on a batch :math:`S_H` of its own, larger than that of the gradient. Two averages make the first pair, so that the steps
+on a batch :math:`S_H` of its own, larger than that of the gradient. Two averages make the first pair, so the steps
 up to 2L are plain gradient steps, and step 2L + 1 is the first preconditioned one. The Hessian is taken at the average,
 not at the current iterate.
 
@@ -41,7 +41,7 @@ class SQNState(NamedTuple):
       count: the number of updates.
       mean_params: the average of the iterates since the last multiple of L, in float32 or wider.
       last_mean_params: the average over the L iterates before.
-      memory: the pairs, and how many were accepted and rejected.
+      memory: the pairs, and how many were accepted, rejected and dropped.
     """
 
     count: ArrayLike
@@ -61,11 +61,11 @@ def scale_by_sqn(
     history_dtype: Any = None,
     form: Form = "two_loop",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Multiplies by an inverse Hessian learnt from Hessian-vector products at averaged iterates.
+    r"""Multiplies by an inverse Hessian learned from Hessian-vector products at averaged iterates.
 
     .. math:: u \leftarrow H_t u
 
-    It belongs first in a chain, or behind :func:`optax_igr.svrg`: the pairs describe the loss, not the updates.
+    It belongs first in a chain, or behind :func:`optax_igr.svrg`, because the pairs describe the loss, not the updates.
 
     Args:
       memory_size: M, the number of pairs.
@@ -89,9 +89,15 @@ def scale_by_sqn(
       ValueError: for a bad argument; in `update`, for a missing argument or trees that do not agree.
 
     .. note::
+      One step at which the loss is far out of scale changes no pair for good: a pair whose :math:`\|y\|/\|s\|` differs
+      from that of the newest one by a factor of a million is rejected, and after ten rejections in a row all pairs are
+      dropped (`state.memory.dropped_count`). The direction of that step has no bound. Put
+      `optax.clip_by_global_norm` before this transform, or between :func:`optax_igr.svrg` and it.
+
+    .. note::
       Only the count of steps decides when the product is taken, so a collective inside `curvature_value_fn` is met by
       all devices at once. Under `jax.vmap` call `init` inside the `vmap`: the count then stays unbatched, and the
-      branch a branch.
+      branch stays a branch.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optax_igr
@@ -131,8 +137,8 @@ def sqn(
 
     .. math:: \theta \leftarrow \theta - \gamma_t H_t g
 
-    The first 2L steps are plain gradient steps with the same rate. The noise of the gradient stays: it needs a decaying
-    rate, and ends level with tuned gradient descent where :func:`optax_igr.slbfgs` goes on.
+    The first 2L steps are plain gradient steps with the same rate. The noise of the gradient stays, so the rate must
+    decay. The result is then level with tuned gradient descent; :func:`optax_igr.slbfgs` goes further.
 
     Args:
       learning_rate: :math:`\gamma`, a number or a schedule.
@@ -213,6 +219,7 @@ def sqn_direction(
             )
 
         direction, slot = _lbfgs_memory.apply_and_next_slot(state.memory, updates, options.form)
+        # The average includes the iterate of this step before the step is taken, as in algorithm 1.
         in_block = state.count % pair_interval
         mean = mean_with(state.mean_params, params, in_block)
         is_last = in_block == pair_interval - 1

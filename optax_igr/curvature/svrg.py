@@ -4,9 +4,9 @@ An anchor :math:`\tilde\theta`, with its gradient over the whole data set, corre
 
 .. math:: v = \nabla L_S(\theta) - \nabla L_S(\tilde\theta) + \nabla L(\tilde\theta)
 
-is unbiased, it is exact at the anchor, and its variance vanishes as iterate and anchor approach the same point, so that
-a constant rate converges. A step costs two gradients of a batch, and a full one whenever the anchor moves; the state is
-two copies of the parameters.
+The estimate v is unbiased, and exact at the anchor. Its variance vanishes as iterate and anchor approach the same
+point, so a constant rate converges. A step costs two gradients of a batch, and a full one whenever the anchor moves.
+The state is two copies of the parameters.
 
 References:
   Johnson, Zhang, `Accelerating Stochastic Gradient Descent using Predictive Variance Reduction
@@ -46,7 +46,7 @@ def svrg(*, anchor_interval: int | None) -> optax.GradientTransformationExtraArg
 
     .. math:: u \leftarrow u - \nabla L_S(\tilde\theta) + \nabla L(\tilde\theta)
 
-    It belongs first in a chain: the incoming updates must be the gradient of `value_fn`.
+    It belongs first in a chain: the incoming updates must be the gradient of `value_fn`. Clip behind it, not before it.
 
     Args:
       anchor_interval: m, the steps from one anchor to the next: the full gradient is taken under `jax.lax.cond` at
@@ -113,6 +113,7 @@ def svrg_estimate(name: str, anchor_interval: int | None) -> optax.GradientTrans
 
         def moved():
             gradient = derivatives.gradient(full_value_fn, params)
+            # One flag for the whole tree: leaves of two different steps would be no anchor.
             finite = trees.all_finite(gradient)
             anchor, gradient = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old),
@@ -129,7 +130,9 @@ def svrg_estimate(name: str, anchor_interval: int | None) -> optax.GradientTrans
             anchored = moved()
         anchor, anchor_gradient, has_anchor = anchored
 
-        reduced = reduced_gradient(updates, derivatives.gradient(value_fn, anchor), anchor_gradient)
+        # Before the first anchor the state holds zeros, at which the loss may not be defined.
+        point = jax.tree.map(lambda a, p: jnp.where(has_anchor, a, p), anchor, params)
+        reduced = reduced_gradient(updates, derivatives.gradient(value_fn, point), anchor_gradient)
         reduced = jax.tree.map(
             lambda v, u: jnp.where(has_anchor, v.astype(u.dtype), u), reduced, updates
         )

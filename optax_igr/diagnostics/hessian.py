@@ -47,6 +47,8 @@ def sharpness(
     num_steps: int = 20,
     learning_rate: Scalar | None = None,
     key: jax.Array | None = None,
+    hvp: derivatives.Mode = "auto",
+    radius: Scalar | None = None,
     progress: _progress.Progress | None = None,
 ) -> Sharpness:
     r"""Returns the largest eigenvalue of the Hessian at the parameters, with its error.
@@ -61,6 +63,8 @@ def sharpness(
       num_steps: of Lanczos iteration, a Hessian-vector product each; no more than parameters are taken.
       learning_rate: :math:`\gamma`, for the threshold :math:`2/\gamma` beside it.
       key: of the random start; None takes a fixed one.
+      hvp: how a Hessian-vector product is computed, as in :func:`optax_igr.add_gradient_penalty`.
+      radius: the length of a difference's perturbation.
       progress: called with the number of products done and to do.
 
     Returns:
@@ -89,24 +93,29 @@ def sharpness(
             f'{_NAME} needs matfree: pip install "optax_igr[diagnostics]".'
         ) from error
     hyperparameters.check_positive_integer(_NAME, "num_steps", num_steps)
+    if callable(radius):
+        raise ValueError(f"{_NAME}: `radius` must be a number, got a schedule.")
+    derivatives.check_mode(_NAME, hvp, radius)
     if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(params)):
         raise ValueError(
             f"{_NAME}: complex parameters have no linear Hessian; give `value_fn` of their real and imaginary parts."
         )
-    _, fill = trees.select(_NAME, trees.widen(params))
-    selected = trees.widen(trees.select(_NAME, params)[0])
-    size = sum(x.size for x in jax.tree.leaves(selected))
+    differentiable, fill = trees.select(_NAME, trees.widen(trees.as_arrays(params)))
+    size = sum(x.size for x in jax.tree.leaves(differentiable))
     if size == 0:
         raise ValueError(f"{_NAME}: `params` has no real parameter.")
     num_steps = min(num_steps, size)
     tick = _progress.ticker(progress, num_steps)
+    hessian = derivatives.hessian_operator(
+        lambda p: value_fn(fill(p)), differentiable, mode=hvp, radius=radius, name=_NAME
+    )
 
     def product(vector):
         tick()
-        return derivatives.hessian_vector_product(lambda p: value_fn(fill(p)), selected, vector)
+        return hessian(vector)
 
     key = jax.random.key(0) if key is None else key
-    leaves, structure = jax.tree.flatten(selected)
+    leaves, structure = jax.tree.flatten(differentiable)
     start = structure.unflatten(
         jax.random.normal(k, x.shape, x.dtype)
         for k, x in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
@@ -115,7 +124,7 @@ def sharpness(
     _, projected, residual, _ = lanczos(product, trees.unit(start)[0])
     projected = jnp.asarray(projected)
     diagonal, below = jnp.diagonal(projected), jnp.diagonal(projected, -1)
-    last = jnp.sqrt(trees.squared_norm(residual)).astype(diagonal.dtype)
+    last = trees.norm(residual).astype(diagonal.dtype)
     eigenvalue, error = _largest_ritz_value(diagonal, below, last)
     threshold = None if learning_rate is None else 2 / learning_rate
     return Sharpness(eigenvalue, error, threshold)

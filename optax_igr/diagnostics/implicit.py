@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import derivatives, drift, hyperparameters, trees
+from optax_igr._core import derivatives, drift, trees
 from optax_igr._core.derivatives import ValueFn
 from optax_igr._core.hyperparameters import Scalar
 
@@ -49,6 +49,8 @@ def implicit_regularization(
     *,
     momentum: Scalar = 0.0,
     nesterov: bool = False,
+    hvp: derivatives.Mode = "auto",
+    radius: Scalar | None = None,
 ) -> ImplicitRegularization:
     r"""Measures the implicit regularisation of gradient descent, or of momentum, at the parameters.
 
@@ -69,6 +71,8 @@ def implicit_regularization(
       learning_rate: h, a number.
       momentum: :math:`\beta` in [0, 1).
       nesterov: whether the momentum is Nesterov's, as in `optax.sgd`.
+      hvp: how the Hessian-vector product is computed, as in :func:`optax_igr.add_gradient_penalty`.
+      radius: the length of a difference's perturbation.
 
     Returns:
       An :class:`ImplicitRegularization` of scalars.
@@ -93,26 +97,32 @@ def implicit_regularization(
     References:
       Barrett, Dherin, `Implicit Gradient Regularization <https://arxiv.org/abs/2009.11162>`_, 2021, theorem 3.1
     """
-    for name, number in (("learning_rate", learning_rate), ("momentum", momentum)):
+    for name, number in (("learning_rate", learning_rate), ("radius", radius)):
         if callable(number):
             raise ValueError(f"{_NAME}: `{name}` must be a number, got a schedule.")
-    hyperparameters.check_scalar_or_schedule(_NAME, "learning_rate", learning_rate, at_least=0)
-    hyperparameters.check_scalar_or_schedule(_NAME, "momentum", momentum, at_least=0, below=1)
+    drift.checked_optimizer(_NAME, learning_rate, momentum, nesterov, averaged=False)
+    derivatives.check_mode(_NAME, hvp, radius)
 
-    selected, fill = trees.select(_NAME, params)
     # The derivatives of narrow parameters are taken in float32.
-    _, fill = trees.select(_NAME, trees.widen(params))
-    selected = trees.widen(selected)
+    differentiable, fill = trees.select(_NAME, trees.widen(trees.as_arrays(params)))
 
-    def value_of_selected(selected):
-        return value_fn(fill(selected))
+    def value_of_differentiable(differentiable):
+        return value_fn(fill(differentiable))
 
-    size = sum(x.size * (2 if jnp.iscomplexobj(x) else 1) for x in jax.tree.leaves(selected))
-    value = value_of_selected(selected)
-    gradient = derivatives.gradient(value_of_selected, selected)
-    product = derivatives.hessian_vector_product(value_of_selected, selected, gradient)
+    size = sum(x.size * (2 if jnp.iscomplexobj(x) else 1) for x in jax.tree.leaves(differentiable))
+    value = value_of_differentiable(differentiable)
+    gradient = derivatives.gradient(value_of_differentiable, differentiable)
+    product = derivatives.hessian_vector_product(
+        value_of_differentiable,
+        differentiable,
+        gradient,
+        mode=hvp,
+        radius=radius,
+        gradient_at_params=gradient,
+        name=_NAME,
+    )
     squared = jnp.asarray(trees.squared_norm(gradient))
-    coefficient = drift.implicit_coefficient(learning_rate, momentum, nesterov, ema=False)
+    coefficient = drift.implicit_coefficient(learning_rate, momentum, nesterov, averaged=False)
     curvature = jnp.asarray(trees.inner_product(gradient, product)) / jnp.where(
         squared > 0, squared, 1
     )

@@ -194,7 +194,7 @@ def _safe_stretch(model, x, vector, num_roundings):
     def measure(length):
         lengthened = length * vector
         stretched = stretch(lengthened)
-        norm, length = (jnp.sqrt(trees.squared_norm(v)) for v in (stretched, lengthened))
+        norm, length = (trees.norm(v) for v in (stretched, lengthened))
         return norm.astype(vector.dtype) / jnp.where(length > 0, length, 1)
 
     norms = jax.lax.map(measure, lengths)

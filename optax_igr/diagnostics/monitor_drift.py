@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import hyperparameters, transform, trees
 
 
 class MonitorDriftState(NamedTuple):
@@ -93,27 +93,16 @@ def monitor_drift(*, interval: int = 1) -> optax.GradientTransformationExtraArgs
     hyperparameters.check_positive_integer("monitor_drift", "interval", interval)
 
     def init(params):
-        selected, _ = trees.select("monitor_drift", params)
-        reference = jax.tree.map(lambda x: jnp.zeros_like(x, trees.widened(x.dtype)), selected)
+        reference = jax.tree.map(lambda x: jnp.zeros_like(x, trees.widened(x.dtype)), params)
         dtype = trees.squared_norm(reference).dtype
         return MonitorDriftState(
             jnp.zeros([], jnp.int32), reference, *(jnp.zeros([], dtype) for _ in range(3))
         )
 
-    def update(updates, state, params=None, *, grad=None, **unused):
-        del unused
+    def update(updates, state, params=None, *, gradient, **unused):
+        del params, unused
         reference = state.reference_gradient
-        gradient = updates if grad is None else trees.mask_like(grad, updates)
-        if params is not None:
-            trees.check_like("monitor_drift", params, updates=updates, grad=gradient)
-        selected, _ = trees.select("monitor_drift", gradient)
-        trees.check_state_like("monitor_drift", selected, reference_gradient=reference)
-        gradient = jax.tree.map(
-            lambda r, g: None if r is None else g.astype(r.dtype),
-            reference,
-            gradient,
-            is_leaf=lambda x: x is None,
-        )
+        gradient = trees.cast_like(gradient, reference)
         measures = drift_measures(reference, gradient, interval)
         is_due = trees.all_finite(gradient) & (state.count % interval == 0)
         old = state[2:]
@@ -127,7 +116,9 @@ def monitor_drift(*, interval: int = 1) -> optax.GradientTransformationExtraArgs
         )
         return updates, MonitorDriftState(count, reference, *measures)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform.transform(
+        "monitor_drift", init, update, state_like_params=("reference_gradient",)
+    )
 
 
 def drift_measures(
@@ -139,7 +130,7 @@ def drift_measures(
     """
     difference = trees.subtract(earlier, later)
     squared_norm = trees.squared_norm(earlier)
-    drift_norm = jnp.sqrt(trees.squared_norm(difference)) / (2 * num_steps)
+    drift_norm = trees.norm(difference) / (2 * num_steps)
     is_zero = squared_norm == 0
     divisor = jnp.where(is_zero, 1, squared_norm)
     relative_drift = jnp.where(is_zero, 0, drift_norm / jnp.sqrt(divisor))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import optax
 from flax.training import train_state
@@ -12,6 +12,8 @@ from optax_igr.flax._extra_args import (
     takes_extra_args,
     without_microbatch,
 )
+
+_State = TypeVar("_State", bound=train_state.TrainState)
 
 
 class TrainState(train_state.TrainState):
@@ -65,7 +67,7 @@ class TrainState(train_state.TrainState):
             )
 
 
-def with_bound(state: Any, *extra_args: Mapping[str, Any] | None) -> Any:
+def with_bound(state: _State, *extra_args: Mapping[str, Any] | None) -> _State:
     """Returns a train state whose transform is given the extra arguments; the step must put its `tx` back."""
     given = {name: x for arguments in extra_args for name, x in (arguments or {}).items()}
     update = functools.partial(state.tx.update, **given)

@@ -102,9 +102,7 @@ def convergence_order(
             rounding * jnp.array([10.0, 100.0]),
         )
         flow, looser = ([x[i] for x in _moving(ends)] for i in range(2))
-        own_error = jnp.maximum(
-            _distance(looser, flow), rounding * jnp.sqrt(trees.squared_norm(flow))
-        )
+        own_error = jnp.maximum(_distance(looser, flow), rounding * trees.norm(flow))
         return _distance(_moving(end), flow), own_error
 
     pairs = [
@@ -151,7 +149,7 @@ def _moving(params: chex.ArrayTree) -> list[jax.Array]:
 
 
 def _distance(x: chex.ArrayTree, y: chex.ArrayTree) -> jax.Array:
-    return jnp.sqrt(trees.squared_norm(trees.subtract(x, y)))
+    return trees.norm(trees.subtract(x, y))
 
 
 def _slope(x: jax.Array, y: jax.Array) -> jax.Array:

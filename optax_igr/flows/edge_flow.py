@@ -191,7 +191,7 @@ def edge_flow(
         # quartic loss stops the growth. Of a small oscillation the difference is rounding.
         across = trees.inner_product(direction, trees.subtract(ahead, behind)) / (2 * magnitude)
         epsilon = jnp.finfo(magnitude.dtype).eps
-        resolved = magnitude > 1e3 * epsilon * (1 + jnp.sqrt(trees.squared_norm(selected)))
+        resolved = magnitude > 1e3 * epsilon * (1 + trees.norm(selected))
         across = jnp.where(resolved, across, curvature)
         factor = jnp.maximum(jnp.abs(1 - learning_rate * across), _LEAST_FACTOR)
         following = jnp.maximum(magnitude * factor**duration, least_magnitude)

@@ -25,7 +25,7 @@ from optax_igr._core.transform import scale_by_learning_rate, transform
 from optax_igr.geometry import _domain, _rounding
 from optax_igr.geometry.exponentiate_simplex import (
     has_moved,
-    log_normaliser,
+    log_normalizer,
     maximum,
     scaled_terms,
 )
@@ -50,16 +50,17 @@ def plus_minus_log_weights(
 
     Where an exponent of a group is NaN or infinite, the group does not move.
     """
+    # The largest of both exponents: none of the exponentials overflows, and the largest term does not underflow.
     top = maximum(jnp.abs(exponent), axis)
     up, down = exponent - top, -exponent - top
     sums = (
         scaled_terms(jnp.exp(log_positive), up, axis)[1]
         + scaled_terms(jnp.exp(log_negative), down, axis)[1]
     )
-    moves, normaliser = has_moved(sums), log_normaliser(sums, total)
+    moves, normalizer = has_moved(sums), log_normalizer(sums, total)
     return (
-        log_positive + jnp.where(moves, up - normaliser, 0),
-        log_negative + jnp.where(moves, down - normaliser, 0),
+        log_positive + jnp.where(moves, up - normalizer, 0),
+        log_negative + jnp.where(moves, down - normalizer, 0),
     )
 
 
@@ -70,6 +71,7 @@ def plus_minus_weights(
 
     What the weights leave of the total is shared equally: zero weights start at :math:`w_\pm = U / 2N`.
     """
+    # A norm that rounds to more than the total leaves nothing, not less.
     slack = jnp.maximum(total - jnp.sum(jnp.abs(weight), axis, keepdims=True), 0)
     share = slack / (2 * _domain.group_size(weight, axis))
     return jnp.maximum(weight, 0) + share, jnp.maximum(-weight, 0) + share
@@ -103,7 +105,7 @@ def eg_plus_minus(
         `jax.jit`), for one with :math:`\|w\|_1 \ge U`.
 
     .. note::
-      Inside `optax.inject_hyperparams`, name `axis` in `static_args`. The unnormalised EG± needs no state:
+      Inside `optax.inject_hyperparams`, name `axis` in `static_args`. The unnormalized EG± needs no state:
       it is :func:`optax_igr.exponentiate_hypentropy`.
 
     Examples:
@@ -173,6 +175,7 @@ def _exponentiate_plus_minus(
                 for log in logs
             ]
 
+        # One normalizer for both weights, so both logarithms come from one call.
         pairs = jax.tree.map(moved, params, state.log_positive, state.log_negative, updates)
         log_positive, log_negative = (
             jax.tree.map(lambda p, pair, i=i: pair[i], params, pairs) for i in range(2)

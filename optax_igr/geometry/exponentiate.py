@@ -3,8 +3,8 @@ r"""Exponentiated gradient on the positive cone, as the last link of any chain.
 .. math:: w \leftarrow w \odot e^{u}
 
 where :math:`u` is the additive update that the chain would have made. With :math:`u = -\eta g` it is EGU, the
-unnormalised exponentiated gradient, which is mirror descent with the mirror map
-:math:`\sum_i w_i \log w_i - w_i`: the step minimises :math:`\langle -u, w' \rangle + \mathrm{KL}(w' | w)`, and
+unnormalized exponentiated gradient, which is mirror descent with the mirror map
+:math:`\sum_i w_i \log w_i - w_i`: the step minimizes :math:`\langle -u, w' \rangle + \mathrm{KL}(w' | w)`, and
 :math:`\log w` moves by :math:`u` itself, with no Jacobian. It is gradient flow on :math:`v` with
 :math:`w = v^2/4`, to first order in the step.
 
@@ -38,6 +38,7 @@ def multiplicative_step(weight: jax.Array, exponent: jax.Array) -> jax.Array:
     It is taken as :math:`w\,m\,(m + 2)` with :math:`m = e^{u/2} - 1`: a tiny weight may be multiplied by
     more than the largest number.
     """
+    # Half the exponent has twice the range before its exponential overflows.
     root = processors.expm1(processors.within_range(exponent / 2))
     return weight * root * (root + 2)
 
@@ -109,6 +110,7 @@ def exponentiate(
 
     def update(updates, state, params, **unused):
         del unused
+        # One NaN would make a weight NaN for ever.
         exponents = finite_exponents(updates, params)
         if not log_state:
             steps = jax.tree.map(multiplicative_step, trees.widen(params), exponents)
@@ -120,6 +122,7 @@ def exponentiate(
             state.log_weights,
             exponents,
         )
+        # The parameters follow the logarithms as closely as their dtype allows.
         updates = jax.tree.map(
             lambda p, log: _rounding.land(p, jnp.exp(log) - p.astype(log.dtype), floor),
             params,

@@ -3,7 +3,7 @@ r"""Exponentiated gradient for signed weights by the hyperbolic entropy, as the 
 .. math:: w \leftarrow \beta \sinh\!\big(\operatorname{arcsinh}(w / \beta) + u\big)
 
 where :math:`u` is the additive update that the chain would have made: mirror descent with
-:math:`\nabla \Phi(w) = \operatorname{arcsinh}(w/\beta)`. It equals the unnormalised EG± whose two weights have the
+:math:`\nabla \Phi(w) = \operatorname{arcsinh}(w/\beta)`. It equals the unnormalized EG± whose two weights have the
 product :math:`w_+ w_- = \beta^2/4`, at no state. Weights well below :math:`\beta` move additively, by
 :math:`\beta u`; weights well above it multiplicatively, by :math:`e^{\pm u}`; and nothing sticks at zero.
 

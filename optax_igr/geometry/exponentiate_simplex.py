@@ -3,7 +3,7 @@ r"""Exponentiated gradient on the simplex, as the last link of any chain.
 .. math:: w_i \leftarrow U\,\frac{w_i\,e^{u_i}}{\sum_j w_j\,e^{u_j}}
 
 where :math:`u` is the additive update that the chain would have made, and the sum runs along an axis. With
-:math:`u = -\eta g` it is EG, the Hedge algorithm for a linear loss: the step minimises
+:math:`u = -\eta g` it is EG, the Hedge algorithm for a linear loss: the step minimizes
 :math:`\eta \langle g, w' \rangle + \mathrm{KL}(w' | w)` over the simplex of sum :math:`U`. For N experts, losses in
 [0, 1] and :math:`\eta = \sqrt{8 \ln N / T}` its regret after T steps is at most :math:`\sqrt{T \ln N / 2}`.
 
@@ -59,7 +59,7 @@ def simplex_log_weights(
     r"""Returns the logarithms of the same weights, :math:`\log w + u - c`."""
     shifted = exponent - maximum(exponent, axis)
     _, sums = scaled_terms(jnp.exp(log_weight), shifted, axis)
-    return log_weight + jnp.where(has_moved(sums), shifted - log_normaliser(sums, total), 0)
+    return log_weight + jnp.where(has_moved(sums), shifted - log_normalizer(sums, total), 0)
 
 
 def maximum(x: jax.Array, axis: _domain.Axis) -> jax.Array:
@@ -78,11 +78,11 @@ def scaled_terms(
 
 
 def has_moved(sums: jax.Array) -> jax.Array:
-    """Says whether a group has weights to normalise and no exponent that is NaN or infinite."""
+    """Says whether a group has weights to normalize and no exponent that is NaN or infinite."""
     return jnp.isfinite(sums) & (sums > 0)
 
 
-def log_normaliser(sums: jax.Array, total: Scalar) -> jax.Array:
+def log_normalizer(sums: jax.Array, total: Scalar) -> jax.Array:
     r"""Returns :math:`c = \log(\sum_j w_j e^{u_j} / U)`."""
     scaled = sums / total
     plain = scaled / _SCALE

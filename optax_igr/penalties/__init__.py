@@ -6,16 +6,12 @@ from optax_igr.penalties.extrapolated import (
     extrapolation_eval_params,
 )
 from optax_igr.penalties.gradient_norm import GradientPenaltyState, add_gradient_penalty
-from optax_igr.penalties.implicit import (
-    add_igr,
-    cancel_igr,
-    hold_igr,
-    igr_coefficient,
-    modified_loss,
-)
+from optax_igr.penalties.igr_coefficient import igr_coefficient
+from optax_igr.penalties.implicit import add_igr, cancel_igr, hold_igr
 from optax_igr.penalties.microbatch_gradient_norm import (
     add_microbatch_gradient_penalty,
 )
+from optax_igr.penalties.modified_loss import modified_loss
 from optax_igr.penalties.schatten import SchattenDecayState, add_schatten_decay
 from optax_igr.penalties.spectral import SpectralDecayState, add_spectral_decay
 

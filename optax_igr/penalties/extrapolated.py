@@ -55,7 +55,8 @@ def extrapolated_gradient_penalty(
     :func:`optax_igr.extrapolation_eval_params` for evaluation, and save parameters and state together. It is the
     outermost transform: whatever clips, scales or projects belongs inside `inner`. What `inner` clips is the step of
     :math:`\theta`; the displacement has a bound of its own. The statistics of BatchNorm are those of the
-    extrapolated parameters: recompute them at :math:`\theta` before evaluation.
+    extrapolated parameters: recompute them at :math:`\theta` before evaluation. In a loop that hands over `grad`,
+    wrap it by :func:`optax_igr.accumulated` inside `optax.MultiSteps`.
 
     It is exact to first order in :math:`\mu` and in the step: the gradient it extrapolates by is one step old, and
     the displacement :math:`2\mu g` must be short against the curvature's own scale, as for every forward difference.
@@ -132,7 +133,7 @@ def extrapolated_gradient_penalty(
         count = optax.safe_increment(state.count)
         wanted = displacement_of(gradient, 2 * hyperparameters.value_at(coefficient, count))
         if bound is not None:
-            longest = hyperparameters.value_at(bound, count) * jnp.sqrt(trees.squared_norm(theta))
+            longest = hyperparameters.value_at(bound, count) * trees.norm(theta)
             wanted = limited(wanted, longest)
         theta = trees.add(theta, trees.cast_like(inner_updates, theta))
         emitted = jax.tree.map(
@@ -238,8 +239,10 @@ def displacement_of(gradient: Any, length: ArrayLike) -> Any:
 
 def limited(displacement: Any, longest: ArrayLike) -> Any:
     r"""Returns the displacement, shortened as a whole to a norm of at most `longest`."""
-    norm = jnp.sqrt(trees.squared_norm(displacement))
-    return trees.scale(jnp.where(norm > longest, longest / norm, 1), displacement)
+    norm = trees.norm(displacement)
+    is_long = norm > longest
+    # Divided by one where it is not used: the derivative of 1 / norm at zero is not finite, and neither is 0 times it.
+    return trees.scale(jnp.where(is_long, longest / jnp.where(is_long, norm, 1), 1), displacement)
 
 
 def _rounded(x: jax.Array, dtype: Any) -> jax.Array:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import derivatives, hyperparameters, transform, trees
 
 NORMS = ("squared", "plain")
 
@@ -49,10 +49,11 @@ class PenaltyOptions(NamedTuple):
     mask: Any = None
     safeguard: bool = False
 
-    def check(self, transform: str) -> None:
+    def check(self, name: str) -> None:
         """Raises a `ValueError` that names the option and what was expected."""
-        hyperparameters.check_choice(transform, "norm", self.norm, NORMS)
-        derivatives.check_mode(transform, self.hvp, self.radius)
+        hyperparameters.check_choice(name, "norm", self.norm, NORMS)
+        derivatives.check_mode(name, self.hvp, self.radius)
+        hyperparameters.check_boolean(name, "safeguard", self.safeguard)
 
 
 def gradient_of_norm(
@@ -118,8 +119,10 @@ def add_gradient_penalty(
       norm: `squared` or `plain`.
       hvp: how the Hessian-vector product is computed. `forward_over_reverse`, `reverse_over_forward` and
         `reverse_over_reverse` are exact (about 1.8 more gradients of arithmetic); `forward_difference` and
-        `backward_difference` take one more gradient, `central_difference` two. `auto` takes the first of these
-        exact modes that the loss allows, and where it allows none a central difference, with a warning.
+        `backward_difference` take one more gradient, `central_difference` two (three where the loss has
+        kinks). `auto` takes the first of these exact modes that the loss allows, and where it allows none a central
+        difference, with a warning. A difference is an approximation, worst where ReLU units lie at their kink (fresh
+        networks) and where the loss is computed in bfloat16; the exact modes are as right there as anywhere.
       radius: the length :math:`\|\epsilon g\|` of a difference's perturbation, a number or a schedule; None takes
         one that was measured on several networks in float32 (see `differences.default_radius`), and so does a
         step where the schedule is not finite and positive.
@@ -168,36 +171,33 @@ def add_gradient_penalty(
       Zhao et al, `Penalizing Gradient Norm for Efficiently Improving Generalization in Deep Learning
       <https://arxiv.org/abs/2202.03599>`_, 2022, equation 8
     """
-    hyperparameters.check_scalar_or_schedule("add_gradient_penalty", "coefficient", coefficient)
+    coefficient = hyperparameters.checked("add_gradient_penalty", "coefficient", coefficient)
     options = PenaltyOptions(norm, hvp, radius, mask, safeguard)
     return gradient_penalty("add_gradient_penalty", coefficient, options)
 
 
 def gradient_penalty(
-    transform: str, coefficient: optax.ScalarOrSchedule, options: PenaltyOptions
+    name: str, coefficient: optax.ScalarOrSchedule, options: PenaltyOptions
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes the transform of :func:`add_gradient_penalty` under the public name `transform`."""
-    options.check(transform)
+    """Makes the transform of :func:`add_gradient_penalty` under the public name `name`."""
+    options.check(name)
 
-    def update(updates, state, params=None, *, value_fn=None, grad=None, **unused):
+    def update(updates, state, params, *, value_fn, gradient, **unused):
         del unused
-        extra_args.require(transform, params=params, value_fn=value_fn)
-        gradient = updates if grad is None else trees.mask_like(grad, params)
-        trees.check_like(transform, params, updates=updates, grad=gradient)
-        selected, fill = trees.select(transform, params, options.mask)
+        penalized, fill = trees.select(name, params, options.mask)
         direction = gradient_of_norm(
             lambda p: value_fn(fill(p)),
-            selected,
-            trees.part_of(gradient, selected),
+            penalized,
+            trees.part_of(gradient, penalized),
             norm=options.norm,
             hvp=options.hvp,
             radius=hyperparameters.optional_value_at(options.radius, state.count),
-            name=transform,
+            name=name,
         )
         penalty = trees.scale(hyperparameters.value_at(coefficient, state.count), direction)
         return add_penalty(updates, gradient, penalty, state, options.safeguard)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform.transform(name, init, update, needs=("params", "value_fn"))
 
 
 def init(params: optax.Params) -> GradientPenaltyState:

@@ -5,8 +5,8 @@ Backward error analysis of gradient descent with step h gives the flow that its 
 .. math::
   \dot\theta = -g - \frac{h}{2} H g = -\nabla \Big( L + \frac{h}{4} \|\nabla L\|^2 \Big),
 
-and for an optimizer with momentum the same with a larger coefficient (see :func:`igr_coefficient`). Explicit and
-implicit coefficients of :math:`\|\nabla L\|^2` add up, so a budget can be moved from one to the other.
+and for an optimizer with momentum the same with a larger coefficient (see :func:`optax_igr.igr_coefficient`).
+Explicit and implicit coefficients of :math:`\|\nabla L\|^2` add up, so a budget can be moved from one to the other.
 
 References:
   Barrett, Dherin, `Implicit Gradient Regularization <https://arxiv.org/abs/2009.11162>`_, 2021
@@ -14,108 +14,13 @@ References:
   <https://arxiv.org/abs/2302.00849>`_, 2023
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import chex
-import jax
 import optax
 
-from optax_igr._core import derivatives, drift, hyperparameters, trees
+from optax_igr._core import derivatives, drift, hyperparameters
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.penalties.gradient_norm import PenaltyOptions, gradient_penalty
-
-
-def igr_coefficient(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    momentum: Scalar = 0.0,
-    nesterov: bool = False,
-    ema: bool = False,
-) -> optax.ScalarOrSchedule:
-    r"""Returns the coefficient of :math:`\|\nabla L\|^2` that an optimizer applies without being told to.
-
-    .. math::
-      c = \frac{h}{4}, \qquad
-      c = \frac{h}{4} \frac{1 + \beta}{(1 - \beta)^2}, \qquad
-      c = \frac{h}{4} \frac{1 - \beta + 2 \beta^2}{(1 - \beta)^2}
-
-    for gradient descent, heavy ball and Nesterov's momentum as in `optax.sgd`. The steps follow the flow of
-    :math:`L + c \|\nabla L\|^2` at the optimizer's effective rate. In Barrett and Dherin's notation
-    :math:`\lambda = c\,m` for m parameters, because their :math:`R_{IG} = \|\nabla L\|^2 / m`.
-
-    Args:
-      learning_rate: h, a number or a schedule.
-      momentum: :math:`\beta` in [0, 1).
-      nesterov: whether the momentum is Nesterov's.
-      ema: whether the momentum is an exponential moving average, whose weights sum to one; c is then
-        :math:`\frac{h}{4} \frac{1+\beta}{1-\beta}`.
-
-    Returns:
-      c for a number, or a schedule of c for a schedule.
-
-    Raises:
-      ValueError: for an argument out of range.
-
-    Examples:
-      >>> import optax_igr
-      >>> print(f"{optax_igr.igr_coefficient(0.1):.4f}")
-      0.0250
-      >>> print(f"{optax_igr.igr_coefficient(0.1, momentum=0.9):.4f}")
-      4.7500
-
-    References:
-      Barrett, Dherin, `Implicit Gradient Regularization <https://arxiv.org/abs/2009.11162>`_, 2021, theorem 3.1
-      Ghosh et al, `Implicit regularization in Heavy-ball momentum accelerated stochastic gradient descent
-      <https://arxiv.org/abs/2302.00849>`_, 2023
-    """
-    _check_optimizer("igr_coefficient", "learning_rate", learning_rate, momentum)
-
-    def coefficient(count):
-        rate = hyperparameters.value_at(learning_rate, count)
-        return drift.implicit_coefficient(rate, momentum, nesterov, ema)
-
-    return coefficient if callable(learning_rate) else coefficient(0)
-
-
-def modified_loss(
-    value_fn: Callable[..., chex.Array], step_size: Scalar
-) -> Callable[..., chex.Array]:
-    r"""Returns the function that gradient descent with a finite step minimises, to first order in the step.
-
-    .. math:: \tilde L(\theta) = L(\theta) + \frac{h}{4} \|\nabla L(\theta)\|^2
-
-    Under `jax.jit` its gradient costs 2.8 gradients of L, as :func:`add_igr` does, which works in any chain.
-
-    Args:
-      value_fn: `(params, *args, **kwargs) -> scalar`, differentiated in `params`.
-      step_size: h, a number.
-
-    Returns:
-      A function with the arguments of `value_fn`.
-
-    Raises:
-      ValueError: for a step size that is no number.
-
-    Examples:
-      >>> import jax, optax_igr
-      >>> value_fn = lambda p: (0.6 - p[0] * p[1]) ** 2 / 2
-      >>> penalised = optax_igr.modified_loss(value_fn, step_size=0.025)
-      >>> print(f"{penalised((2.8, 3.5)):.4f}")
-      52.9476
-
-    References:
-      Barrett, Dherin, `Implicit Gradient Regularization <https://arxiv.org/abs/2009.11162>`_, 2021, equation 3
-    """
-    if callable(step_size):
-        raise ValueError("modified_loss: `step_size` must be a number, got a schedule.")
-    hyperparameters.check_scalar_or_schedule("modified_loss", "step_size", step_size)
-
-    def penalised(params, *args, **kwargs):
-        value, gradient = jax.value_and_grad(value_fn)(params, *args, **kwargs)
-        return value + step_size / 4 * trees.squared_norm(gradient).astype(value.dtype)
-
-    return penalised
 
 
 def add_igr(
@@ -160,7 +65,7 @@ def add_igr(
     References:
       Barrett, Dherin, `Implicit Gradient Regularization <https://arxiv.org/abs/2009.11162>`_, 2021, theorem 3.1
     """
-    hyperparameters.check_scalar_or_schedule("add_igr", "step_size", step_size, at_least=0)
+    step_size = hyperparameters.checked("add_igr", "step_size", step_size, at_least=0)
 
     def coefficient(count):
         return hyperparameters.value_at(step_size, count) / 4
@@ -174,7 +79,7 @@ def cancel_igr(
     *,
     momentum: Scalar = 0.0,
     nesterov: bool = False,
-    ema: bool = False,
+    averaged: bool = False,
     hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
@@ -192,7 +97,7 @@ def cancel_igr(
       learning_rate: h of the optimizer in the same chain, a number or its schedule.
       momentum: :math:`\beta` of that optimizer, in [0, 1).
       nesterov: whether its momentum is Nesterov's.
-      ema: whether its momentum is an exponential moving average.
+      averaged: whether its momentum is an exponential moving average.
       hvp: as in :func:`optax_igr.add_gradient_penalty`, and so are the others.
       radius: the length of a difference's perturbation.
       mask: where it is False the parameter is a constant.
@@ -221,11 +126,13 @@ def cancel_igr(
       Miyagawa, `Toward Equation of Motion for Deep Neural Networks: Continuous-time Gradient Descent and
       Discretization Error Analysis <https://arxiv.org/abs/2210.15898>`_, 2022
     """
-    _check_optimizer("cancel_igr", "learning_rate", learning_rate, momentum)
+    learning_rate = drift.checked_optimizer(
+        "cancel_igr", learning_rate, momentum, nesterov, averaged
+    )
 
     def coefficient(count):
         rate = hyperparameters.value_at(learning_rate, count)
-        return -drift.implicit_coefficient(rate, momentum, nesterov, ema)
+        return -drift.implicit_coefficient(rate, momentum, nesterov, averaged)
 
     options = PenaltyOptions(hvp=hvp, radius=radius, mask=mask, safeguard=safeguard)
     return gradient_penalty("cancel_igr", coefficient, options)
@@ -237,7 +144,7 @@ def hold_igr(
     *,
     momentum: Scalar = 0.0,
     nesterov: bool = False,
-    ema: bool = False,
+    averaged: bool = False,
     hvp: derivatives.Mode = "auto",
     radius: optax.ScalarOrSchedule | None = None,
     mask: Any = None,
@@ -256,7 +163,7 @@ def hold_igr(
       learning_rate: :math:`h_t` of the optimizer in the same chain, a number or its schedule.
       momentum: :math:`\beta` of that optimizer, in [0, 1).
       nesterov: whether its momentum is Nesterov's.
-      ema: whether its momentum is an exponential moving average.
+      averaged: whether its momentum is an exponential moving average.
       hvp: as in :func:`optax_igr.add_gradient_penalty`, and so are the others.
       radius: the length of a difference's perturbation.
       mask: where it is False the parameter is a constant.
@@ -287,22 +194,15 @@ def hold_igr(
       Barrett, Dherin, `Implicit Gradient Regularization <https://arxiv.org/abs/2009.11162>`_, 2021, theorem 3.1
     """
     name = "hold_igr"
-    _check_optimizer(name, "learning_rate", learning_rate, momentum)
-    hyperparameters.check_scalar_or_schedule(
+    learning_rate = drift.checked_optimizer(name, learning_rate, momentum, nesterov, averaged)
+    reference_learning_rate = hyperparameters.checked(
         name, "reference_learning_rate", reference_learning_rate, at_least=0
     )
 
     def coefficient(count):
         reference = hyperparameters.value_at(reference_learning_rate, count)
         missing = reference - hyperparameters.value_at(learning_rate, count)
-        return drift.implicit_coefficient(missing, momentum, nesterov, ema)
+        return drift.implicit_coefficient(missing, momentum, nesterov, averaged)
 
     options = PenaltyOptions(hvp=hvp, radius=radius, mask=mask, safeguard=safeguard)
     return gradient_penalty(name, coefficient, options)
-
-
-def _check_optimizer(transform, rate_name, learning_rate, momentum):
-    hyperparameters.check_scalar_or_schedule(transform, rate_name, learning_rate, at_least=0)
-    if callable(momentum):
-        raise ValueError(f"{transform}: `momentum` must be a number, got a schedule.")
-    hyperparameters.check_scalar_or_schedule(transform, "momentum", momentum, at_least=0, below=1)

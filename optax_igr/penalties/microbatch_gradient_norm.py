@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_igr._core import control_flow, derivatives, extra_args, hyperparameters, trees
+from optax_igr._core import control_flow, derivatives, hyperparameters, transform, trees
 from optax_igr.penalties import gradient_norm
 
 
@@ -76,18 +76,15 @@ def add_microbatch_gradient_penalty(
       Novack et al, `Disentangling the Mechanisms Behind Implicit Regularization in SGD
       <https://arxiv.org/abs/2211.15853>`_, 2023
     """
-    transform = "add_microbatch_gradient_penalty"
-    hyperparameters.check_scalar_or_schedule(transform, "coefficient", coefficient)
-    hyperparameters.check_positive_integer(transform, "num_microbatches", num_microbatches)
+    name = "add_microbatch_gradient_penalty"
+    coefficient = hyperparameters.checked(name, "coefficient", coefficient)
+    hyperparameters.check_positive_integer(name, "num_microbatches", num_microbatches)
     options = gradient_norm.PenaltyOptions(norm, hvp, radius, mask, safeguard)
-    options.check(transform)
+    options.check(name)
 
-    def update(updates, state, params=None, *, microbatch_value_fn=None, grad=None, **unused):
+    def update(updates, state, params, *, microbatch_value_fn, gradient, **unused):
         del unused
-        extra_args.require(transform, params=params, microbatch_value_fn=microbatch_value_fn)
-        gradient = updates if grad is None else trees.mask_like(grad, params)
-        trees.check_like(transform, params, updates=updates, grad=gradient)
-        selected, fill = trees.select(transform, params, options.mask)
+        penalized, fill = trees.select(name, params, options.mask)
         radius_now = hyperparameters.optional_value_at(options.radius, state.count)
 
         def accumulate(total, index):
@@ -96,20 +93,22 @@ def add_microbatch_gradient_penalty(
 
             direction = gradient_norm.gradient_of_norm(
                 microbatch_loss,
-                selected,
-                derivatives.gradient(microbatch_loss, selected),
+                penalized,
+                derivatives.gradient(microbatch_loss, penalized),
                 norm=options.norm,
                 hvp=options.hvp,
                 radius=radius_now,
-                name=transform,
+                name=name,
             )
             return trees.add(total, direction), None
 
-        zero = jax.tree.map(jnp.zeros_like, trees.widen(selected))
+        zero = jax.tree.map(jnp.zeros_like, trees.widen(penalized))
         indices = jnp.arange(num_microbatches, dtype=jnp.int32)
         total, _ = control_flow.scan(accumulate, zero, indices)
         coefficient_now = hyperparameters.value_at(coefficient, state.count)
         penalty = trees.scale(coefficient_now / num_microbatches, total)
         return gradient_norm.add_penalty(updates, gradient, penalty, state, options.safeguard)
 
-    return optax.GradientTransformationExtraArgs(gradient_norm.init, update)
+    return transform.transform(
+        name, gradient_norm.init, update, needs=("params", "microbatch_value_fn")
+    )

@@ -118,8 +118,10 @@ def add_schatten_decay(
     keeps_gradient = refresh_interval > 1
 
     def init(params):
-        chosen = leaves.resolve(_NAME, params, operator, mask)
-        zeros = leaves.map_operators(leaves.zero_norm, chosen, params)
+        # A box says how its array is laid out over devices. That does not fit a norm.
+        unboxed = trees.unboxed(params)
+        chosen = leaves.resolve(_NAME, unboxed, operator, mask)
+        zeros = leaves.map_operators(leaves.zero_norm, chosen, unboxed)
         return SchattenDecayState(
             count=jnp.zeros([], jnp.int32),
             schatten_norms=leaves.as_state(zeros),

@@ -100,6 +100,8 @@ def add_spectral_decay(
     hyperparameters.check_positive_integer(_NAME, "power_steps", power_steps)
 
     def init(params):
+        # A box says how its array is laid out over devices. That fits neither a norm nor a singular vector.
+        params = trees.unboxed(params)
         chosen = leaves.resolve(_NAME, params, operator, mask)
         zeros, vectors = (
             leaves.as_state(leaves.map_operators(function, chosen, params))

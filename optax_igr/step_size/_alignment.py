@@ -37,8 +37,8 @@ def scale_signal(
     if signal == "cosine":
         # One norm after the other: the product of both may overflow.
         return divide(
-            divide(alignment, jnp.sqrt(trees.squared_norm(step))),
-            jnp.sqrt(trees.squared_norm(gradient)),
+            divide(alignment, trees.norm(step)),
+            trees.norm(gradient),
         )
     return scale * alignment
 
@@ -47,7 +47,8 @@ def initial_log_scale(params: chex.ArrayTree, granularity: str) -> chex.ArrayTre
     """Returns a zero for the tree, or one for each leaf."""
     if granularity == "tree":
         return jnp.zeros([], trees.scalar_dtype(params))
-    return jax.tree.map(lambda p: jnp.zeros([], trees.scalar_dtype(p)), params)
+    # Without boxes, which say how an array is laid out over devices: that does not fit a number.
+    return jax.tree.map(lambda p: jnp.zeros([], trees.scalar_dtype(p)), trees.unboxed(params))
 
 
 def map_scaled(function: Any, log_scale: chex.ArrayTree, *tree: Any) -> chex.ArrayTree:

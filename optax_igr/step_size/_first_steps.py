@@ -79,7 +79,7 @@ def minimizing_log_scale(
     slope = jnp.where(has_unbiased, measurements.slope, 0) + model.slope
     curvature = jnp.where(has_unbiased, measurements.curvature, 0) + jnp.abs(model.curvature)
     # One logarithm for each factor: their quotient may overflow.
-    log_minimizer = jnp.log(jnp.abs(slope)) - jnp.log(curvature) - jnp.log(distance)
+    log_minimizer = _log(jnp.abs(slope)) - _log(curvature) - _log(distance)
     is_measured = jnp.isfinite(log_minimizer)
     log_minimizer = jnp.clip(log_minimizer, -_log_domain.LIMIT, _log_domain.LIMIT)
     sums = Measurements(measurements.count + 1, slope, curvature)
@@ -137,11 +137,11 @@ def log_length(log_scale: chex.ArrayTree, updates: chex.ArrayTree) -> jax.Array:
     # Relative to the largest scale, so that no square overflows.
     largest = functools.reduce(jnp.maximum, jax.tree.leaves(log_scale), -_log_domain.LIMIT)
     norms = map_scaled(
-        lambda log_s, u: jnp.exp(log_s - largest) * jnp.sqrt(trees.squared_norm(u)),
+        lambda log_s, u: jnp.exp(log_s - largest) * trees.norm(u),
         log_scale,
         updates,
     )
-    return jnp.log(jnp.sqrt(trees.squared_norm(norms))) + largest
+    return _log(trees.norm(norms)) + largest
 
 
 def limited_log_scale(
@@ -160,7 +160,28 @@ def grown_length_limit(longest_step: jax.Array) -> jax.Array:
     return jnp.where(longest_step > 0, GROWTH * longest_step, jnp.inf)
 
 
+def remembered(
+    center: chex.ArrayTree,
+    longest_step: jax.Array,
+    log_scale: chex.ArrayTree,
+    updates: chex.ArrayTree,
+    is_measured_now: jax.Array,
+    is_measured_in_full: jax.Array,
+) -> tuple[chex.ArrayTree, jax.Array]:
+    """Returns the log-scale after the last measurement, and the length of the longest step since all were made."""
+    center = jax.tree.map(lambda new, old: jnp.where(is_measured_now, new, old), log_scale, center)
+    length = jnp.exp(log_length(log_scale, updates))
+    longest = jnp.where(is_measured_in_full, jnp.maximum(longest_step, length), 0)
+    return center, longest.astype(longest_step.dtype)
+
+
 def reach(params: Any) -> jax.Array:
     r"""Returns :math:`\|\theta\|`, of which a relative update is a fraction, with its floor for small weights."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return jnp.sqrt(jnp.maximum(trees.squared_norm(params), size * RMS_FLOOR**2))
+
+
+def _log(x):
+    """Returns the logarithm, minus infinity at zero, where its derivative is zero and not infinite."""
+    is_zero = x == 0
+    return jnp.where(is_zero, -jnp.inf, jnp.log(jnp.where(is_zero, 1, x)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_igr._core import derivatives, trees
+from optax_igr._core import derivatives, differences, trees
 from tests.problems import tanh_network, two_weights
 
 NETWORK = tanh_network(dtype=jnp.float64)
@@ -138,9 +138,11 @@ def test_float32_accuracy_at_the_best_and_at_the_default_radius(widths, num_samp
     gradient = jax.jit(jax.grad(value_fn))(params)
     wide = jax.tree.map(lambda x: x.astype(jnp.float64), (params, gradient))
     exact = hessian_vector_product(value_fn, *wide)
+    num_parameters = sum(x.size for x in params)
+    # The default radius serves networks with kinks too, and leaves more rounding on smooth ones than the best.
     for mode, at_best, at_default in [
-        ("forward_difference", 1e-3, 1e-2),
-        ("central_difference", 1e-4, 1e-3),
+        ("forward_difference", 1e-3, 5e-2),
+        ("central_difference", 1e-4, 3e-2),
     ]:
 
         @jax.jit
@@ -149,7 +151,12 @@ def test_float32_accuracy_at_the_best_and_at_the_default_radius(widths, num_samp
             difference = trees.squared_norm(trees.subtract(product, exact))
             return jnp.sqrt(difference / trees.squared_norm(exact))
 
-        radii = np.array([derivatives.default_radius(mode, params), *np.geomspace(1e-4, 3e-2, 11)])
+        radii = np.array(
+            [
+                differences.default_radius(mode, num_parameters, 2.0**-23),
+                *np.geomspace(1e-4, 3e-2, 11),
+            ]
+        )
         errors = [float(error(np.float32(radius))) for radius in radii]
         assert errors[0] < at_default
         assert min(errors) < at_best
@@ -177,7 +184,7 @@ def test_difference_takes_both_gradients_in_float32_for_bfloat16_parameters(mode
     exact = hessian_vector_product(problem.value_fn, *wide)
     assert seen == {jnp.dtype(jnp.float32)}
     assert {x.dtype for x in jax.tree.leaves(product)} == {jnp.dtype(jnp.float32)}
-    assert relative_error(product, exact) < 1e-2
+    assert relative_error(product, exact) < 5e-2
 
 
 @pytest.mark.parametrize("mode", derivatives.MODES)

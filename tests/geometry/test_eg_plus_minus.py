@@ -53,7 +53,7 @@ def test_the_sum_and_the_ratio_of_the_products_are_kept():
         params = optax.apply_updates(params, updates)
     positive, negative = log_pair(state)
     np.testing.assert_allclose((jnp.exp(positive) + jnp.exp(negative)).sum(), 3, rtol=1e-13)
-    # The normalisation is one common factor: w₊w₋ keeps its proportions over the coordinates.
+    # The normalization is one common factor: w₊w₋ keeps its proportions over the coordinates.
     drift = (positive + negative) - product
     np.testing.assert_allclose(drift, drift[0], atol=1e-11)
     np.testing.assert_allclose(params, jnp.exp(positive) - jnp.exp(negative), atol=1e-13)

@@ -46,7 +46,7 @@ def test_a_linear_loss_has_its_closed_form():
     np.testing.assert_allclose(params, WEIGHTS * np.exp(-0.01 * 200 * GRADIENT), rtol=1e-12)
 
 
-def test_the_step_minimises_linear_loss_plus_divergence():
+def test_the_step_minimizes_linear_loss_plus_divergence():
     w = jnp.asarray(WEIGHTS)
     params, _ = descend(exponentiated(0.3), lambda w: jnp.asarray(GRADIENT), w, 1)
 

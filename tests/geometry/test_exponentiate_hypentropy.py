@@ -37,7 +37,7 @@ def test_the_mirror_image_moves_by_the_update_itself(beta):
     )
 
 
-def test_it_equals_unnormalised_eg_plus_minus_with_a_constant_product():
+def test_it_equals_unnormalized_eg_plus_minus_with_a_constant_product():
     beta, learning_rate = 0.3, 0.05
     target = jnp.array([1.0, -2.0, 0.0, 0.4, 3.0])
 

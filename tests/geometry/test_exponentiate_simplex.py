@@ -41,7 +41,7 @@ def test_the_divergence_to_any_point_changes_by_the_identity_of_the_paper(log_st
     )
 
 
-def test_the_step_minimises_linear_loss_plus_divergence_on_the_simplex():
+def test_the_step_minimizes_linear_loss_plus_divergence_on_the_simplex():
     stepped = step(on_simplex(0.7), WEIGHTS, GRADIENT)
 
     def objective(w):

@@ -18,11 +18,11 @@ MOMENTA = {
         lambda h: optax.sgd(h, momentum=0.5, nesterov=True),
     ),
     "average": (
-        {"momentum": 0.5, "ema": True},
+        {"momentum": 0.5, "averaged": True},
         lambda h: optax.chain(optax.ema(0.5, debias=False), optax.sgd(h)),
     ),
     "nesterov_average": (
-        {"momentum": 0.5, "nesterov": True, "ema": True},
+        {"momentum": 0.5, "nesterov": True, "averaged": True},
         lambda h: optax.chain(optax.trace(0.5, nesterov=True), optax.scale(0.5), optax.sgd(h)),
     ),
 }
@@ -92,7 +92,7 @@ def test_coefficient_is_that_of_optax_itself(name):
         ({"momentum": 0.5}, 1.5),
         ({"momentum": 0.5, "nesterov": True}, 1.0),
         ({"momentum": 0.9}, 47.5),
-        ({"momentum": 0.9, "ema": True}, 4.75),
+        ({"momentum": 0.9, "averaged": True}, 4.75),
         ({"momentum": 0.9, "nesterov": True}, (2 * 0.81 + 0.1) / (4 * 0.01)),
     ],
 )
@@ -217,7 +217,7 @@ def test_scaling_the_loss_and_unscaling_the_rate_leaves_the_path_unchanged():
         ({}, 1),
         ({"momentum": 0.5}, 6),
         ({"momentum": 0.5, "nesterov": True}, 4),
-        ({"momentum": 0.5, "ema": True}, 3),
+        ({"momentum": 0.5, "averaged": True}, 3),
     ],
 )
 def test_holding_keeps_the_sum_of_coefficients_constant(arguments, amplification):
@@ -295,3 +295,16 @@ def test_options_reach_the_penalty(hvp):
 def test_bad_argument_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("argument", ["averaged", "nesterov"])
+@pytest.mark.parametrize("value", [0.5, 1, None, "yes"])
+def test_a_switch_that_is_no_boolean_is_refused(argument, value):
+    message = rf"`{argument}` must be True or False"
+    for make in (
+        optax_igr.igr_coefficient,
+        optax_igr.cancel_igr,
+        lambda rate, **options: optax_igr.hold_igr(0.1, rate, **options),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(0.1, **{argument: value})

@@ -1,5 +1,6 @@
 """Factors by path against `optax.partition`, stacked against unstacked layers, and on Flax models."""
 
+import dataclasses
 import re
 
 import chex
@@ -214,3 +215,104 @@ def test_updates_that_are_not_those_of_the_parameters_are_named():
 def test_a_bad_argument_is_named(construct, message):
     with pytest.raises(ValueError, match=message):
         construct()
+
+
+def last_key(path):
+    return jax.tree_util.keystr(path[-1:], simple=True)
+
+
+def bias_alone(path, leaf):
+    """A rule on the last key of a path, which a box would hide."""
+    del leaf
+    return 2.0 if last_key(path) == "bias" else 0.5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layer:
+    kernel: jax.Array
+    bias: jax.Array
+
+
+class LinenLayer(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        initial = linen.with_partitioning(linen.initializers.ones, ("in", "out"))
+        return linen.Dense(2, kernel_init=initial, name="dense")(x)
+
+
+def nnx_state():
+    return nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)
+
+
+def linen_boxes():
+    return LinenLayer().init(jax.random.key(0), jnp.ones((1, 3)))["params"]["dense"]
+
+
+TREES = {
+    "dict": lambda: {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
+    "dataclass": lambda: Layer(jnp.ones((3, 2)), jnp.ones(2)),
+    "NNX": nnx_state,
+    "NNX without boxes": lambda: nnx.to_pure_dict(nnx_state()),
+    "Linen": lambda: linen.meta.unbox(linen_boxes()),
+    "Linen with boxes": linen_boxes,
+}
+
+
+@pytest.mark.parametrize("make", TREES.values(), ids=TREES)
+def test_a_rule_sees_one_path_in_init_in_update_and_in_the_table(make):
+    params = make()
+    transform = optax_igr.scale_by_path(bias_alone)
+    ones = jax.tree.map(jnp.ones_like, params)
+    updates, _ = transform.update(ones, transform.init(params), params)
+    found = sorted((x.size, float(x.min()), float(x.max())) for x in jax.tree.leaves(updates))
+    assert found == [(2, 2.0, 2.0), (6, 0.5, 0.5)]
+    table = optax_igr.factor_table(transform, params).splitlines()[1:]
+    assert sorted(" ".join(line.split()) for line in table) == [
+        "bias (2,) 2",
+        "kernel (3, 2) 0.5",
+    ]
+
+
+def test_an_nnx_optimizer_moves_what_the_table_says():
+    """Its `init` sees variables, and its `update` their values."""
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    before = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    transform = optax_igr.scale_by_path(bias_alone)
+    optimizer = nnx.Optimizer(model, optax.chain(transform, optax.scale(-1.0)), wrt=nnx.Param)
+    gradient = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    optimizer.update(model, gradient)
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    np.testing.assert_allclose(before["bias"] - after["bias"], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(before["kernel"] - after["kernel"], 0.5, rtol=1e-6)
+
+
+def test_leaves_that_are_no_real_numbers_are_left_alone():
+    params = {"w": np.ones(2, np.float32), "step": np.int32(3)}
+    transform = optax_igr.layerwise_decay(0.5, lambda path: 0, 2)
+    updates, _ = transform.update(
+        {"w": jnp.ones(2, jnp.float32), "step": 7}, transform.init(params), params
+    )
+    np.testing.assert_array_equal(updates["w"], 0.5)
+    assert updates["step"] == 7
+    assert "step       ()     left alone" in optax_igr.factor_table(transform, params)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_a_decay_out_of_range_leaves_the_last_layer_alone_to_move(value):
+    transform = optax_igr.layerwise_decay(lambda t: value, lambda path: int(last_key(path)), 3)
+    params = [jnp.ones(2)] * 3
+    updates, _ = transform.update(params, transform.init(params), params)
+    np.testing.assert_array_equal([u[0] for u in updates], [0, 0, 1])
+
+
+def test_a_factor_that_is_not_finite_is_an_error_or_leaves_the_step_out():
+    constant = optax_igr.scale_by_path(lambda path, leaf: np.nan)
+    with pytest.raises(ValueError, match=r"scale_by_path: the factor of w must be finite"):
+        constant.init({"w": jnp.ones(2)})
+    schedule = optax_igr.scale_by_path(lambda path, leaf: lambda t: 1.0 / t)
+    params = {"w": jnp.ones(2)}
+    state = schedule.init(params)
+    for expected in (0, 1, 0.5):
+        updates, state = schedule.update(params, state)
+        np.testing.assert_array_equal(updates["w"], expected)
