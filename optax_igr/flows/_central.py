@@ -123,16 +123,16 @@ def make(settings: Settings) -> CentralFlow:
     hyperparameters.check_choice(name, "correction", settings.correction, (True, False))
     hyperparameters.check_positive_integer(name, "krylov_steps", settings.krylov_steps)
     derivatives.check_mode(name, settings.hvp)
-    if settings.substeps is None:
-        settings = settings._replace(substeps=1 if settings.correction else 4)
-    hyperparameters.check_positive_integer(name, "substeps", settings.substeps)
-    init = functools.partial(_init, settings)
-    step = jax.jit(functools.partial(_step, settings))
+    substeps = settings.substeps
+    substeps = (1 if settings.correction else 4) if substeps is None else substeps
+    hyperparameters.check_positive_integer(name, "substeps", substeps)
+    init = functools.partial(_init, settings, 1 / substeps)
+    step = jax.jit(functools.partial(_step, settings, int(substeps)))
     run = functools.partial(_trajectory.run, name, init, step, CentralFlowState)
     return CentralFlow(init, step, run)
 
 
-def _init(settings: Settings, params: Tree) -> CentralFlowState:
+def _init(settings: Settings, duration: float, params: Tree) -> CentralFlowState:
     name = settings.name
     params, selected, fill = _trajectory.start(name, settings.value_fn, params, settings.mask)
     size = sum(x.size for x in jax.tree.leaves(selected))
@@ -151,7 +151,7 @@ def _init(settings: Settings, params: Tree) -> CentralFlowState:
             return settings.value_fn(fill(p))
 
         gradient = derivatives.gradient(value, selected)
-        _, half = _inverse_root(settings, moment, gradient, 0, 1 / settings.substeps)
+        _, half = _inverse_root(settings, moment, gradient, 0, duration)
         product = _product(settings, value, selected, half)
         k = settings.num_directions
         steps = max(_INITIAL_PRODUCTS // k, 2)
@@ -162,8 +162,7 @@ def _init(settings: Settings, params: Tree) -> CentralFlowState:
     return CentralFlowState(params, count, momentum, moment, directions(selected, moment))
 
 
-def _step(settings: Settings, state: CentralFlowState):
-    substeps = settings.substeps
+def _step(settings: Settings, substeps: int, state: CentralFlowState):
     duration = 1 / substeps
 
     def substep(inner, index):
