@@ -52,7 +52,8 @@ def adam_central_flow(
 
     With one substep the part outside the critical directions is Adam's own step on the averaged
     gradient, bias corrections included. The first moment filters the gradient of the loss alone; the push of
-    the oscillation acts at once, as if the moment had settled. More substeps take the continuous averages in their place.
+    the oscillation acts at once, as if the moment had settled. More substeps take the continuous averages in
+    their place.
 
     Args:
       value_fn: `params -> scalar`, the loss on all data; see `central_flow`.
@@ -147,7 +148,7 @@ def rmsprop_central_flow(
       decay: :math:`\beta_2`, above 0 and below 1.
       eps: what is added to the second moment.
       initial_scale: the second moment before the first gradient. From 0 and without
-        `bias_correction` the first steps are :math:`1/\sqrt{1-\beta_2}` times as long as the later ones.
+        `bias_correction` the first steps are :math:`1/\sqrt{1-\beta_2}` times as long as later ones.
       eps_in_sqrt: whether `eps` is added under the root, as in Optax.
       bias_correction: whether the second moment is divided by the sum of its weights so far.
       pooled: whether the second moment is one number, the average of the squared norm of the
@@ -172,7 +173,7 @@ def rmsprop_central_flow(
       >>> import jax.numpy as jnp
       >>> from optax_igr import flows
       >>> value_fn = lambda p: p[1] * p[0] ** 2 / 2 - 0.01 * p[1]
-      >>> flow = flows.rmsprop_central_flow(value_fn, 0.001, pooled=True, num_directions=1)
+      >>> flow = flows.rmsprop_central_flow(value_fn, 0.03, pooled=True, num_directions=1)
       >>> state, info, _ = flow.trajectory(jnp.array([0.1, 1.0]), num_steps=200)
       >>> print(f"{info.sharpness_ratio[-1]:.2f}")
       1.00

@@ -135,8 +135,8 @@ def edge_flow(
       >>> value_fn = lambda p: p[1] * p[0] ** 2 / 2 - 0.01 * p[1]
       >>> flow = flows.edge_flow(value_fn, learning_rate=1.0, initial_magnitude=1e-3)
       >>> state, info, _ = flow.trajectory(jnp.array([0.0, 1.9]), num_steps=100)
-      >>> print(f"between {info.sharpness_ratio.min():.2f} and {info.sharpness_ratio.max():.2f}")
-      between 0.71 and 1.17
+      >>> print(f"between {info.sharpness_ratio.min():.1f} and {info.sharpness_ratio.max():.1f}")
+      between 0.7 and 1.2
 
     References:
       Marion, `Edge Flow: A Tractable and Predictive Continuous-Time Model for Gradient Descent at the
