@@ -142,3 +142,20 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_numpy_integers_are_integers():
+    def field(x):
+        return -x
+
+    start = jnp.ones(2)
+    exact = flows.integrate(field, start, 1.0, max_steps=10_000)
+    counted = flows.integrate(field, start, np.float64(1.0), max_steps=np.int64(10_000))
+    np.testing.assert_array_equal(counted, exact)
+    for order in (2, np.int64(2)):
+        np.testing.assert_allclose(
+            flows.modified_flow(field, np.float64(0.1), order)(start), -1.0 - 0.05 - 0.01 / 3
+        )
+        np.testing.assert_allclose(
+            flows.flow_from_step(lambda x: 0.9 * x, 0.1, order)(start), -1.0 - 0.05 - 0.01 / 3
+        )

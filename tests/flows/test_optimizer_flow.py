@@ -103,3 +103,22 @@ def test_without_momentum_it_is_the_modified_flow():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=f"optimizer_flow: {message}"):
         flows.optimizer_flow(smooth_loss, 0.1, **options)
+
+
+@pytest.mark.parametrize(
+    "hvp", ["auto", "reverse_over_forward", "reverse_over_reverse", "central_difference"]
+)
+def test_every_mode_of_the_product_gives_the_same_field(hvp):
+    point = jnp.array([0.9, -0.6])
+    for make in (
+        lambda **options: flows.optimizer_flow(smooth_loss, 0.1, momentum=0.5, **options),
+        lambda **options: flows.adam_flow(smooth_loss, 0.1, eps_root=1e-2, **options),
+        lambda **options: flows.minibatch_flow([smooth_loss, jnp.sum], 0.1, **options),
+    ):
+        expected = make(hvp="forward_over_reverse")(point)
+        np.testing.assert_allclose(make(hvp=hvp)(point), expected, rtol=1e-5)
+
+
+def test_an_unknown_mode_is_named():
+    with pytest.raises(ValueError, match="optimizer_flow: `hvp`"):
+        flows.optimizer_flow(smooth_loss, 0.1, hvp="guess")
