@@ -61,7 +61,7 @@ def central_flow(
     than gradient flow without `correction`, and 1.8 to 14 times with it; in the mean over those steps the
     predicted loss was right to 0.2 %. It does not describe a short passage above the edge, in which the
     oscillation has no time to grow: it holds the curvature where the optimizer does not. That happened early
-    in training with cross-entropy, where gradient flow ended nearer; `edge_flow` is made for it.
+    in training with cross-entropy, where gradient flow ended nearer; `edge_flow` resolves it.
 
     Args:
       value_fn: `params -> scalar`, the loss on all data. It must be smooth: of a ReLU network the third
