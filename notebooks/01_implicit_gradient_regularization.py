@@ -14,6 +14,8 @@
 # %% [markdown]
 # # Implicit gradient regularisation: what does gradient descent minimise?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/optax-igr/optax_igr/blob/main/notebooks/01_implicit_gradient_regularization.ipynb)
+#
 # The obvious answer is "the loss $L$". It holds only for infinitely small steps. With a step of finite length
 # $\gamma$ the iterates of gradient descent follow, to the next order, the gradient flow of **another** function,
 #
@@ -28,6 +30,19 @@
 # 4. and shows what becomes of the penalty when the learning rate decays.
 #
 # You need to know `jax.grad` and what gradient descent is.
+
+# %%
+# In Colab the package and the style of the figures are not there yet.
+import importlib.util
+import subprocess
+import sys
+import urllib.request
+
+if importlib.util.find_spec("optax_igr") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, "optax_igr[notebooks]"], check=True)
+    raw = "https://raw.githubusercontent.com/optax-igr/optax_igr/main/notebooks"
+    urllib.request.urlretrieve(f"{raw}/figures.mplstyle", "figures.mplstyle")
 
 # %%
 import functools

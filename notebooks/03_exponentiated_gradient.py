@@ -14,6 +14,8 @@
 # %% [markdown]
 # # Exponentiated gradient: what if a step multiplies instead of adding?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/optax-igr/optax_igr/blob/main/notebooks/03_exponentiated_gradient.ipynb)
+#
 # Gradient descent adds to the weights, and so makes no difference between a weight of 1000 and one of 0.001, and none
 # between a step within the positive numbers and one out of them. Exponentiated gradient multiplies,
 #
@@ -28,6 +30,19 @@
 # 4. and puts the exponential at the end of other chains: a multiplicative Adam takes digits apart.
 #
 # You need to know `jax.grad` and the loop of Optax.
+
+# %%
+# In Colab the package and the style of the figures are not there yet.
+import importlib.util
+import subprocess
+import sys
+import urllib.request
+
+if importlib.util.find_spec("optax_igr") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, "optax_igr[notebooks]"], check=True)
+    raw = "https://raw.githubusercontent.com/optax-igr/optax_igr/main/notebooks"
+    urllib.request.urlretrieve(f"{raw}/figures.mplstyle", "figures.mplstyle")
 
 # %%
 import functools

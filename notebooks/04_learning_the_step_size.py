@@ -14,6 +14,8 @@
 # %% [markdown]
 # # Learning the step size: can descent find its own learning rate?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/optax-igr/optax_igr/blob/main/notebooks/04_learning_the_step_size.ipynb)
+#
 # The learning rate is the number that is searched for most. But the gradients themselves say whether it is right: if
 # two gradients in a row point the same way, the step between them was too short; if they point against each other,
 # too long. Amid et al (2022) make this a descent of its own: the step sizes are weights, they are positive, and so
@@ -25,6 +27,19 @@
 # 4. What happens when the task changes.
 #
 # You need to know the loop of Optax, and what Adam is.
+
+# %%
+# In Colab the package and the style of the figures are not there yet.
+import importlib.util
+import subprocess
+import sys
+import urllib.request
+
+if importlib.util.find_spec("optax_igr") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, "optax_igr[notebooks]"], check=True)
+    raw = "https://raw.githubusercontent.com/optax-igr/optax_igr/main/notebooks"
+    urllib.request.urlretrieve(f"{raw}/figures.mplstyle", "figures.mplstyle")
 
 # %%
 import functools

@@ -14,6 +14,8 @@
 # %% [markdown]
 # # Curvature: how far may a step go, in which direction, and what does it cost to know?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/optax-igr/optax_igr/blob/main/notebooks/05_curvature.ipynb)
+#
 # A gradient says which way is down, and nothing about how far. The second derivative says how far, and in the end it
 # also corrects the direction: that is Newton's method. This notebook follows an essay on gradient descent and Newton's
 # method (seed 003 of this project, a Chinese blog post that names no address of its own), draws the figure which the
@@ -22,6 +24,16 @@
 #
 # 1. How long may a step be? 2. What does the bound say about training? 3. Newton's direction.
 # 4. Curvature from noisy batches. 5. What a Hessian-vector product costs.
+
+# %%
+# In Colab the package is not there yet.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("optax_igr") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, "optax_igr[notebooks]"], check=True)
 
 # %%
 import functools

@@ -14,6 +14,8 @@
 # %% [markdown]
 # # From L2 to the spectral norm: what does decaying the weights buy?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/optax-igr/optax_igr/blob/main/notebooks/06_from_l2_to_the_spectral_norm.ipynb)
+#
 # Weight decay shrinks every weight. Why should that help? An essay (seed 004 of this project, "Some thoughts on L2
 # regularisation", in Chinese, which names no address of its own; it follows [Su
 # Jianlin](https://spaces.ac.cn/archives/6051)) answers: a robust model does not carry two close inputs far apart,
@@ -23,6 +25,16 @@
 # 1. What are the bounds of one layer, and how loose is L2? 2. What does a decay of the exact norm pull on?
 # 3. What do the singular values do in training? 4. What is the price in accuracy?
 # 5. Does it make a model robust, and against what: noise in the inputs, or in the parameters?
+
+# %%
+# In Colab the package is not there yet.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("optax_igr") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, "optax_igr[notebooks]"], check=True)
 
 # %%
 import functools

@@ -14,6 +14,8 @@
 # %% [markdown]
 # # Compose and train: can techniques that ask for different things share one optimizer?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/optax-igr/optax_igr/blob/main/notebooks/07_compose_and_train.ipynb)
+#
 # A gradient penalty wants a second evaluation of the loss, a decay of spectral norms wants to know what each weight
 # is as an operator, weights on a simplex want another geometry, a cap on the step wants the final update. This
 # notebook chains four techniques of four families into a Flax NNX model and into a Linen model and answers:
@@ -21,6 +23,16 @@
 # 1. In which order do they stand, and what must the training loop know? 2. What can be read from their state?
 # 3. Does a checkpoint hold all of it? 4. What does each link change, and cost?
 # 5. Should layers in front learn more slowly (the question that closes seed 003)? 6. What changes on a GPU?
+
+# %%
+# In Colab the package is not there yet.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("optax_igr") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, "optax_igr[notebooks]"], check=True)
 
 # %%
 import functools

@@ -14,6 +14,8 @@
 # %% [markdown]
 # # Scale: what is sharded, what is reduced, and how does the cost grow?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/optax-igr/optax_igr/blob/main/notebooks/08_scale.ipynb)
+#
 # On many devices a training step is judged by three numbers: what every device must hold, what devices must tell
 # each other, and how much arithmetic there is for a model of a given size. Techniques that look alike in a paper
 # differ in all three. This notebook compiles one step of each family of `optax_igr` for eight devices, which JAX
@@ -22,6 +24,16 @@
 # 1. Data parallel: the batch is split, the weights are copies. What does a technique reduce beyond the gradient?
 # 2. Tensor parallel: the weights are split. Does the state follow them, and what does a technique gather?
 # 3. Is the result the same? 4. How do FLOPs and state grow with the model? 5. `shard_map`: who takes the mean?
+
+# %%
+# In Colab the package is not there yet.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("optax_igr") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, "optax_igr[notebooks]"], check=True)
 
 # %%
 import os

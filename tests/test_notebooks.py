@@ -6,6 +6,7 @@ They are read as text and as JSON: nothing is executed here, and neither jupytex
 import base64
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,18 @@ def test_only_public_names_are_used(name):
     source = "\n".join(map(source_of, code_cells(name)))
     assert not re.search(r"\b(optax_igr|optax|jax|flax)\._[a-z]", source)
     assert not re.search(r"from [\w.]*\._[a-z]", source)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opens_in_colab_and_installs_the_package_there(name):
+    pyproject = tomllib.loads((NOTEBOOKS.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    repository = pyproject["project"]["urls"]["Repository"].removeprefix("https://github.com/")
+    (_, first), (_, setup), *_ = of_percent_script((NOTEBOOKS / f"{name}.py").read_text())
+    address = (
+        f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}.ipynb"
+    )
+    assert f"]({address})" in first
+    assert '"optax_igr[notebooks]"' in setup
+    # What the notebook reads from its own folder is not in Colab either.
+    styled = "figures.mplstyle" in (NOTEBOOKS / f"{name}.py").read_text()
+    assert ("urlretrieve" in setup) == styled

@@ -75,3 +75,9 @@ def check_module(module, arguments):
     assert answer.returncode == 0, answer.stderr
     for option in options:
         assert option.split("=")[0] in answer.stdout, f"{module} has no {option}"
+
+
+def test_relative_links_lead_to_files():
+    targets = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", README.read_text())
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []

@@ -63,7 +63,7 @@ def input_robustness(
     r"""Measures the accuracy under FGSM and PGD at several radii.
 
     .. math:: x \leftarrow \mathrm{P}_{\|x - x_0\| \le r} \big( x + \alpha\, d(\nabla_x \max_{j \ne y} z_j - z_y)
-    \big)
+      \big)
 
     with d the sign for the maximum norm and the unit vector for the Euclidean one. An input counts as broken at a
     radius if any point that an attack visited within it is misclassified; each radius starts where the one before
