@@ -19,6 +19,7 @@ References:
   chapter 13
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -113,7 +114,7 @@ def gram(x: Tree, y: Tree) -> jax.Array:
 
     products = jax.tree.leaves(jax.tree.map(leaf, x, y))
     dtype = trees.scalar_dtype(x)
-    return sum((p.astype(dtype) for p in products[1:]), products[0].astype(dtype))
+    return functools.reduce(jnp.add, (p.astype(dtype) for p in products))
 
 
 def combine(coefficients: jax.Array, block: Tree) -> Tree:

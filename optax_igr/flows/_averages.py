@@ -5,10 +5,12 @@ An average :math:`m \leftarrow \beta m + (1-\beta) g` has a continuous form whos
 :math:`\delta = 1` it is the optimizer's own.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from optax_igr._core import drift, trees
@@ -163,9 +165,8 @@ class Preconditioner(NamedTuple):
         )
         arriving = jax.tree.map(lambda v, h: v[first] * v[second] / (h**2)[None], vectors, half)
         if self.pooled:
-            own = jax.tree.map(lambda p: jnp.sum(p.reshape(k * k, -1), 1), products)
-            sums = jax.tree.map(lambda p: jnp.sum(p.reshape(k * k, -1), 1), arriving)
-            gram = jnp.outer(sum(jax.tree.leaves(own)), sum(jax.tree.leaves(sums)))
+            own, sums = (_sums(block) for block in (products, arriving))
+            gram = jnp.outer(own, sums)
         else:
             gram = eigen.gram(products, arriving)
         gram = kept * (1 - kept) * gram
@@ -174,5 +175,11 @@ class Preconditioner(NamedTuple):
     def _pool(self, squared: Tree) -> Tree:
         if not self.pooled:
             return squared
-        total = sum(jnp.sum(x) for x in jax.tree.leaves(squared))
+        total = functools.reduce(jnp.add, map(jnp.sum, jax.tree.leaves(squared)))
         return jax.tree.map(lambda x: jnp.broadcast_to(total.astype(x.dtype), x.shape), squared)
+
+
+def _sums(block: Tree) -> jax.Array:
+    """Returns the sum of all entries of each vector of a block."""
+    sums = jax.tree.map(lambda x: jnp.sum(x, axis=tuple(range(1, x.ndim))), block)
+    return functools.reduce(jnp.add, jax.tree.leaves(sums))

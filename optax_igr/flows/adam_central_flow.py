@@ -51,7 +51,8 @@ def adam_central_flow(
       \dot\nu = r \big(g^2 + \mathrm{diag}(H \Sigma H) - \nu\big)
 
     With one substep the part outside the critical directions is Adam's own step on the averaged
-    gradient, bias corrections included. More substeps take the continuous averages in their place.
+    gradient, bias corrections included. The first moment filters the gradient of the loss alone; the push of
+    the oscillation acts at once, as if the moment had settled. More substeps take the continuous averages in their place.
 
     Args:
       value_fn: `params -> scalar`, the loss on all data; see `central_flow`.

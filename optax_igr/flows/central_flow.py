@@ -52,8 +52,16 @@ def central_flow(
     optimizer's own step on the averaged gradient. So one substep is both the cheapest and the nearest.
     `correction=False` is the published flow.
 
-    A step costs one gradient, `num_directions * krylov_steps` products with the Hessian, and one third
-    derivative (about four gradients) for every pair of critical directions, for each substep.
+    A step costs one gradient, `num_directions * krylov_steps` products with the Hessian (1.5 gradients
+    each, after one linearization), and one third derivative (4.5 gradients) for every pair of critical
+    directions, for each substep.
+
+    It describes a training that stays at the edge. On four networks on digits with mean squared error (300
+    to 400 steps at rates that hold them there) it ended 1.5 to 4 times nearer to the mean of the iterates
+    than gradient flow without `correction`, and 1.8 to 14 times with it; in the mean over those steps the
+    predicted loss was right to 0.2 %. It does not describe a short passage above the edge, in which the
+    oscillation has no time to grow: it holds the curvature where the optimizer does not. That happened early
+    in training with cross-entropy, where gradient flow ended nearer; `edge_flow` is made for it.
 
     Args:
       value_fn: `params -> scalar`, the loss on all data. It must be smooth: of a ReLU network the third

@@ -40,7 +40,9 @@ def test_a_quartic_loss_stops_the_growth_where_two_steps_close_the_orbit():
 
 def test_direction_turns_to_the_leading_eigenvector_and_the_magnitude_shrinks_below_the_edge():
     matrix = jnp.array([[1.0, 0.4, 0.0], [0.4, 0.6, 0.1], [0.0, 0.1, -1.5]])
-    flow = flows.edge_flow(lambda p: p @ matrix @ p / 2, 1.5, initial_magnitude=0.3)
+    flow = flows.edge_flow(
+        lambda p: p @ matrix @ p / 2, 1.5, initial_magnitude=0.3, least_magnitude=0.0
+    )
     state = flow.init(jnp.zeros(3))
     turned = state._replace(direction=jnp.array([0.6, 0.0, 0.8]))
     state, info, _ = flow.trajectory(turned, 150)
