@@ -24,7 +24,8 @@
 # 1. compute it as code, order by order, and check each order by its slope,
 # 2. do the same for momentum and for Adam, whose corrections have other constants and even another sign,
 # 3. see that minibatches follow one flow or another depending on how they are drawn,
-# 4. and find where it all ends: at steps with $h\lambda = 1$, and at networks with kinks.
+# 4. find where the series ends: at steps with $h\lambda = 1$, and at networks with kinks,
+# 5. and follow the steps past that, to the edge of stability.
 #
 # You need to know `jax.grad`, and what a Taylor series is.
 
@@ -403,6 +404,66 @@ plt.show()
 # the smooth parts, whose share grows as $h$ falls). Networks with ReLU follow the modified flow only roughly: it is
 # the trend of many small pieces, not a path with an order.
 #
+# ## 6. Past the edge of the series: central flow and edge flow
+#
+# Real networks train beyond $h\lambda = 1$: their largest curvature rises to $2/h$ and stays there, the **edge of
+# stability**. Gradient descent then alternates about an average, $\theta_t = c + (-1)^t \rho u$, and the oscillation
+# pushes the average to where the loss is flatter. Two parameters show it: a parabola along $x$ whose curvature $y$
+# the loss pushes up,
+#
+# $$L(x, y) = \tfrac12\, y\, x^2 + 0.01\, (y - 2.4)^2.$$
+#
+# Gradient flow runs to $y = 2.4$. `flows.edge_flow` follows center, direction and magnitude of
+# the oscillation. `flows.central_flow` averages over its bursts and follows the mean: it keeps $y$ at $2/h$, with an
+# oscillation whose variance is $X = -2\,\langle S', R' \rangle / \|S'\|^2 = -2 R'(y)$, here .016 at $y = 2$.
+
+# %%
+h, count = 1.0, 400
+
+
+def rising_valley(params):
+    x, y = params
+    return y * x**2 / 2 + 0.01 * (y - 2.4) ** 2
+
+
+start = jnp.array([0.01, 1.7])
+_, iterates = jax.lax.scan(
+    lambda p, _: (p - h * jax.grad(rising_valley)(p), p), start, length=count
+)
+central = flows.central_flow(rising_valley, h, num_directions=1)
+_, central_info, central_path = central.trajectory(start, count, observe=lambda p: p)
+edge = flows.edge_flow(rising_valley, h, initial_magnitude=0.01)
+_, edge_info, edge_path = edge.trajectory(start.at[0].set(0.0), count, observe=lambda p: p)
+plain = flows.central_flow(rising_valley, h, num_directions=1, correction=False, threshold=1e9)
+_, _, plain_path = plain.trajectory(start, count, observe=lambda p: p)
+
+fig, axes = plt.subplots(1, 2, figsize=(11, 3.4))
+axes[0].plot(h * iterates[:, 1] / 2, label="gradient descent")
+axes[0].plot(h * plain_path[:, 1] / 2, ":", label="gradient flow")
+axes[0].plot(h * central_path[:, 1] / 2, label="central flow")
+axes[0].plot(h * edge_path[:, 1] / 2, "k--", lw=1, label="edge flow")
+axes[0].set(title="Sharpness", xlabel="step", ylabel="h λ / 2")
+axes[1].semilogy(jnp.abs(iterates[:, 0]), label="gradient descent, |x|")
+axes[1].semilogy(jnp.sqrt(central_info.covariance_eigenvalues[:, 0]), label="central flow, √X")
+axes[1].semilogy(edge_info.magnitude, "k--", lw=1, label="edge flow, ρ")
+axes[1].set(title="Oscillation", xlabel="step", ylabel="size", ylim=(1e-6, 2))
+for axis in axes:
+    axis.legend()
+plt.show()
+
+late = slice(count // 2, count)
+predicted = float(central_info.covariance_eigenvalues[-1, 0])
+print(f"mean of x² over the second half: {float(jnp.mean(iterates[late, 0] ** 2)):.3f} measured, ")
+print(f"{predicted:.3f} by central flow, {-2 * 0.02 * (2 - 2.4):.3f} in closed form")
+print(f"mean sharpness there: {float(jnp.mean(iterates[late, 1])) * h / 2:.3f} (2/h is 1)")
+np.testing.assert_allclose(central_path[-1, 1], 2 / h, rtol=1e-6)
+np.testing.assert_allclose(edge_path[:40, 1], iterates[:40, 1], rtol=1e-6)
+
+# %% [markdown]
+# `optax_igr.diagnostics.monitor_sharpness_ratio(optimizer, h)` says which of the three regimes a training is in, for
+# one Hessian-vector product every ten steps. On networks, and for Adam and RMSProp, `python -m benchmarks edge`
+# draws the same figure.
+#
 # ## What this does not show
 #
 # - The series is **asymptotic**. On a parabola it converges for $h\lambda < 1$; for other losses, more orders may be
@@ -436,5 +497,8 @@ plt.show()
 #   principal flow.
 # - Cohen et al, [Gradient Descent on Neural Networks Typically Occurs at the Edge of
 #   Stability](https://arxiv.org/abs/2103.00065), 2021.
+# - Cohen et al, [Understanding Optimization in Deep Learning with Central
+#   Flows](https://arxiv.org/abs/2410.24206), 2025.
+# - Marion, [Edge Flow](https://arxiv.org/abs/2606.18080), 2026.
 # - The operator series of section 1 is the one of seeds 000 and 001 of this project, two Chinese notes on the paper
 #   of Barrett and Dherin that name no address of their own; they stop after its first term.

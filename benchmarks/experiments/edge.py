@@ -208,9 +208,9 @@ def headline(runs: Table) -> str:
     published, corrected = ends["central flow"], ends["central flow, corrected"]
     return (
         f"After {NUM_STEPS} steps of gradient descent at the edge of stability the central flow ends "
-        f"{ends['gradient flow'] / published:.1f} times nearer to the mean of the iterates than gradient flow, and with "
-        f"the discretization kept outside the critical directions {ends['gradient flow'] / corrected:.0f} times. Over the "
-        f"second half it predicts the mean loss to {100 * abs(ratios['central flow, corrected'] - 1):.1f} %."
+        f"{ends['gradient flow'] / published:.1f} times nearer to the mean of the iterates than gradient flow, and "
+        f"with the discretization kept outside the critical directions {ends['gradient flow'] / corrected:.0f} times. "
+        f"Over the second half it predicts the mean loss to {100 * abs(ratios['central flow, corrected'] - 1):.1f} %."
     )
 
 
@@ -255,10 +255,10 @@ def _charts(runs: Table, measures: Sequence[str]) -> Any:
 EXPERIMENT = Experiment(
     name="edge",
     question="Which flow follows an optimizer at the edge of stability?",
-    about="Where the largest curvature reaches 2/h, the series of the modified flows has ended, and the steps oscillate. "
-    "The central flow follows their average; the published one takes gradient flow outside the critical directions, the "
-    "corrected one the optimizer's own step. Edge flow follows one direction and its oscillation. Everything is "
-    "computed in float64.",
+    about="Where the largest curvature reaches 2/h, the series of the modified flows has ended, and the steps "
+    "oscillate. The central flow follows their average; the published one takes gradient flow outside the critical "
+    "directions, the corrected one the optimizer's own step. Edge flow follows one direction and its oscillation. "
+    "Everything is computed in float64.",
     measurements=measurements(),
     columns=[
         value_column("measure", "what the value is", "measure", "s"),

@@ -80,10 +80,26 @@ def full_batch(
     )
 
 
-def line_searched(direction: optax.GradientTransformation) -> Any:
+def line_searched(direction: optax.GradientTransformationExtraArgs) -> Any:
     """Returns `rate -> optimizer`: a direction, then Optax's backtracking along it."""
     search = optax.scale_by_backtracking_linesearch(15)
-    return lambda rate: optax.chain(direction, optax.scale(-rate), search)
+
+    def optimizer(rate):
+        along = optax.chain(optax.scale(-rate), search)
+
+        def init(params):
+            return direction.init(params), *along.init(params)
+
+        def update(updates, state, params: Any = None, **extra):
+            updates, first = direction.update(updates, state[0], params, **extra)
+            # The search refuses what its loss does not name, so the outputs are for the direction alone.
+            shared = {name: x for name, x in extra.items() if name not in OUTPUTS}
+            updates, rest = along.update(updates, state[1:], params, **shared)
+            return updates, (first, *rest)
+
+        return optax.GradientTransformationExtraArgs(init, update)
+
+    return optimizer
 
 
 def newton_passes(product: float) -> Any:

@@ -33,13 +33,19 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 
-from optax_igr._core import differences, differentiability, extra_args, hyperparameters, trees
+from optax_igr._core import (
+    differences,
+    differentiability,
+    exact_products,
+    hyperparameters,
+    trees,
+)
+from optax_igr._core.exact_products import ValueFn as ValueFn
+from optax_igr._core.exact_products import gradient as gradient
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.trees import Tree
 
-ValueFn = Callable[[Tree], jax.Array]
 LinearMap = Callable[[Tree], Tree]
 
 ExactMode = Literal["forward_over_reverse", "reverse_over_forward", "reverse_over_reverse"]
@@ -66,11 +72,6 @@ def check_mode(name: str, mode: str, radius: Any = None) -> None:
             "where no mode is exact."
         )
     hyperparameters.check_scalar_or_schedule(name, "radius", radius, above=0)
-
-
-def gradient(value_fn: ValueFn, params: Tree) -> Tree:
-    """Returns the direction of steepest ascent at `params`, in the dtypes of `params`."""
-    return _conjugate(jax.grad(_scalar(value_fn))(params))
 
 
 def hessian_vector_product(
@@ -107,7 +108,11 @@ def hessian_vector_product(
         like_params = trees.cast_like(vector, params)
         try:
             product = differentiability.traced(
-                lambda p, v, m=exact_mode: _EXACT[m](_scalar(value_fn), p, v), params, like_params
+                lambda p, v, m=exact_mode: exact_products.PRODUCTS[m](
+                    exact_products.scalar(value_fn), p, v
+                ),
+                params,
+                like_params,
             )
         except Exception as error:
             _note_failure(failures, exact_mode, error, value_fn, params)
@@ -115,8 +120,8 @@ def hessian_vector_product(
         _announce(name, exact_mode, failures)
         return product(params, like_params)
     return differences.difference(
-        _scalar(value_fn),
-        _gradient_fn(value_fn),
+        exact_products.scalar(value_fn),
+        exact_products.gradient_fn_of(value_fn),
         params,
         vector,
         mode=_difference_mode(name, mode, failures),
@@ -157,9 +162,11 @@ def hessian_operator(
     """
     failures: dict[str, Exception] = {}
     for exact_mode in _exact_modes(mode):
-        for make in _OPERATORS[exact_mode]:
+        for make in exact_products.OPERATORS[exact_mode]:
             try:
-                product = differentiability.traced(make(_scalar(value_fn), params), params)
+                product = differentiability.traced(
+                    make(exact_products.scalar(value_fn), params), params
+                )
             except Exception as error:
                 _note_failure(failures, exact_mode, error, value_fn, params)
                 continue
@@ -167,11 +174,11 @@ def hessian_operator(
             _announce(name, exact_mode, failures)
             return lambda vector, product=product: product(trees.cast_like(vector, params))
     difference_mode = _difference_mode(name, mode, failures)
-    wide, gradient_fn, base = trees.widen(params), _gradient_fn(value_fn), gradient
+    wide, gradient_fn, base = trees.widen(params), exact_products.gradient_fn_of(value_fn), gradient
     if difference_mode != "central_difference" and (base is None or trees.is_narrow(params)):
         base = gradient_fn(wide)
     return lambda vector: differences.difference(
-        _scalar(value_fn),
+        exact_products.scalar(value_fn),
         gradient_fn,
         wide,
         vector,
@@ -217,7 +224,7 @@ def gauss_newton_operator(
     outputs, transpose = jax.vjp(outputs_fn, params)
     failures: dict[str, Exception] = {}
     jacobian_product = None
-    for kind, make in _JACOBIAN_PRODUCTS.items():
+    for kind, make in exact_products.JACOBIAN_PRODUCTS.items():
         try:
             jacobian_product = differentiability.traced(make(outputs_fn, params), params)
             break
@@ -233,13 +240,9 @@ def gauss_newton_operator(
     def product(vector):
         curved = output_product(jacobian_product(trees.cast_like(vector, params)))
         curved = trees.cast_like(curved, outputs)
-        return _conjugate(transpose(_conjugate(curved))[0])
+        return exact_products.conjugate(transpose(exact_products.conjugate(curved))[0])
 
     return product
-
-
-def _gradient_fn(value_fn: ValueFn) -> LinearMap:
-    return lambda params: gradient(value_fn, params)
 
 
 def _exact_modes(mode: Mode) -> tuple[str, ...]:
@@ -275,71 +278,3 @@ def _difference_mode(name: str, mode: Mode, failures: dict[str, Exception]) -> s
         "allows (a `jax.custom_vjp` function has no 'reverse_over_forward', one whose rule has no forward "
         "derivative may have 'reverse_over_reverse') and else a difference, which takes gradients alone."
     ) from failures[mode]
-
-
-def _forward_over_reverse(value_fn, params, vector):
-    return jax.jvp(_gradient_fn(value_fn), (params,), (vector,))[1]
-
-
-def _reverse_over_forward(value_fn, params, vector):
-    return gradient(lambda p: jax.jvp(value_fn, (p,), (vector,))[1], params)
-
-
-def _reverse_over_reverse(value_fn, params, vector):
-    return gradient(lambda p: trees.inner_product(gradient(value_fn, p), vector), params)
-
-
-_EXACT = {
-    "forward_over_reverse": _forward_over_reverse,
-    "reverse_over_forward": _reverse_over_forward,
-    "reverse_over_reverse": _reverse_over_reverse,
-}
-
-
-def _linearized(value_fn, params):
-    return jax.linearize(_gradient_fn(value_fn), params)[1]
-
-
-def _transposed(value_fn, params):
-    # The Hessian of the pairs of real and imaginary parts is symmetric: its transpose is its product.
-    _, transpose = jax.vjp(_gradient_fn(value_fn), params)
-    return lambda vector: _conjugate(transpose(_conjugate(vector))[0])
-
-
-def _anew(mode):
-    return lambda value_fn, params: lambda vector: _EXACT[mode](value_fn, params, vector)
-
-
-# Within a mode the cheaper comes first. A derivative can have a product and no linearization (Pallas).
-_OPERATORS = {
-    "forward_over_reverse": (_linearized, _anew("forward_over_reverse")),
-    "reverse_over_forward": (_anew("reverse_over_forward"),),
-    "reverse_over_reverse": (_transposed, _anew("reverse_over_reverse")),
-}
-
-
-def _transpose_of_backward_pass(outputs_fn, params):
-    outputs, transpose = jax.vjp(outputs_fn, params)
-    forward = jax.linear_transpose(lambda cotangent: transpose(cotangent)[0], outputs)
-    return lambda vector: forward(vector)[0]
-
-
-_JACOBIAN_PRODUCTS = {
-    "forward": lambda outputs_fn, params: jax.linearize(outputs_fn, params)[1],
-    "transposed backward": _transpose_of_backward_pass,
-}
-
-
-def _scalar(value_fn: ValueFn) -> ValueFn:
-    def checked(params):
-        value = value_fn(params)
-        is_array = hasattr(value, "shape") and hasattr(value, "dtype")
-        if not is_array or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise extra_args.ValueFunctionError(value)
-        return value
-
-    return checked
-
-
-def _conjugate(tree):
-    return jax.tree.map(lambda x: x.conj() if jnp.iscomplexobj(x) else x, tree)

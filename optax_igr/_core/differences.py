@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from optax_igr._core import precision, trees
@@ -123,7 +124,7 @@ def difference(
         ahead, behind = gradient_at(offset), gradient_at(-offset)
         central = trees.scale(1 / (2 * offset), trees.subtract(ahead, behind))
         # Rounding keeps the halves of a smooth function apart too, in a narrow format by too much to compare them.
-        if radius is not None or not found.has_kinks or found.epsilon >= _NARROW_EPSILON:
+        if radius is not None or not _has_near_kinks(found) or found.epsilon >= _NARROW_EPSILON:
             return central
         # The gradient that is known comes from another program, which rounds otherwise: by up to an eighth of a half.
         base = gradient_fn(base_params)
@@ -151,6 +152,11 @@ def _on_one_piece(central: Tree, ahead: Tree, behind: Tree) -> Tree:
         ahead,
         behind,
     )
+
+
+def _has_near_kinks(found: precision.Precision) -> bool:
+    # In float64 the radius is so small that no unit turns on within it.
+    return found.has_kinks and found.epsilon > 2.0**-40
 
 
 def _length(vector: Tree) -> jax.Array:
@@ -202,7 +208,7 @@ def _announce(name, mode, radius, is_default, found):
             f"rounding alone is about {error:.0%} of their difference, and a larger radius has a larger error of "
             "its own. Use an exact mode, or compute the loss in float32 (`jax_default_matmul_precision`)."
         )
-    elif is_default and found.has_kinks and mode != "central_difference":
+    elif is_default and _has_near_kinks(found) and mode != "central_difference":
         why = (
             "does not notice where the gradient jumps, and `value_fn` has kinks (as of a ReLU): a step in which one "
             "unit turns on is wrong. Use an exact mode, or hvp='central_difference', which compares its two halves."

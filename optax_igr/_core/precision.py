@@ -68,6 +68,9 @@ def _has_kink(equation: Any, depends: list[bool]) -> bool:
     if equation.primitive.name == "select_n":
         # A mask of the data has none: its borders do not move with the parameters.
         return depends[0]
+    if any(jnp.iscomplexobj(v.aval) for v in equation.invars):
+        # The modulus has a tip at zero and no kink.
+        return False
     # The largest logit of a softmax is `max(-inf, ...)`, the start of a reduction.
     bounds = [v.val for v in equation.invars if isinstance(v, jax.extend.core.Literal)]
     return equation.primitive.name in _KINKS and not any(np.all(np.isinf(b)) for b in bounds)

@@ -308,7 +308,8 @@ def _shape(x: Any) -> str:
 
 
 def _shape_and_dtype(x: Any) -> str:
-    return f"{jnp.asarray(x).dtype}{list(jnp.shape(x))}"
+    x = x if hasattr(x, "dtype") else jnp.asarray(x)
+    return f"{x.dtype}{list(x.shape)}"
 
 
 def _first_difference(params: Tree, tree: Tree, describe: Callable) -> str:

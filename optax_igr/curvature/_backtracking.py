@@ -4,7 +4,7 @@ A step d for the updates u is good if the loss falls by a part of what its slope
 
 .. math:: F(\theta - \alpha d) \le F(\theta) - 10^{-4}\, \alpha\, u^\top d
 
-A step that is not good is shortened: the next :math:`\alpha` is the minimiser of the parabola through the value and
+A step that is not good is shortened: the next :math:`\alpha` is the minimizer of the parabola through the value and
 slope at 0 and the value at :math:`\alpha`, within :math:`[\alpha/10, \alpha/2]`.
 
 The updates may be the gradient of more than the loss L, for example of a penalty that comes first in the chain. The
@@ -17,6 +17,7 @@ References:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,9 @@ SUFFICIENT_DECREASE = 1e-4
 SHRINKAGE = (0.1, 0.5)
 
 
-def rounding_of(value: jax.Array) -> jax.Array:
-    """Returns the difference of two losses that may be rounding alone."""
-    return 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+def rounding_of(value: jax.Array, dtype: Any) -> jax.Array:
+    """Returns the difference of two losses that may be rounding alone, for a loss computed in `dtype`."""
+    return 10 * float(jnp.finfo(dtype).eps) * jnp.abs(value)
 
 
 def good_fraction(
@@ -37,7 +38,7 @@ def good_fraction(
     value: jax.Array,
     unit_value: jax.Array,
     slope: jax.Array,
-    predicted: jax.Array,
+    slack: jax.Array,
     loss_slope: Callable[[], jax.Array],
     max_steps: int | jax.Array,
 ) -> jax.Array:
@@ -48,13 +49,10 @@ def good_fraction(
       value: :math:`L(\theta)`. Where it is not finite nothing is judged, and :math:`\alpha` is 1.
       unit_value: :math:`L(\theta - d)`.
       slope: :math:`u^\top d`.
-      predicted: the decrease that the model predicts for d.
+      slack: a rise of the loss that is no sign of a bad step, as rounding hides the decrease.
       loss_slope: returns :math:`\nabla L^\top d`; called for a step that is not good without it.
       max_steps: the largest number of further values; 0 judges nothing.
     """
-    # Where rounding hides the decrease, a loss that is equal to rounding is no sign of a bad step.
-    rounding = rounding_of(value)
-    slack = jnp.where(jnp.abs(predicted) <= rounding, rounding, 0)
 
     def is_good(alpha, stepped, rest):
         return stepped - alpha * rest <= value - SUFFICIENT_DECREASE * alpha * slope + slack
@@ -72,10 +70,10 @@ def good_fraction(
     def shorten(carry):
         alpha, stepped, steps = carry
         above = stepped - alpha * rest - value + alpha * slope
-        minimiser = slope * alpha**2 / (2 * jnp.where(above > 0, above, 1))
+        minimizer = slope * alpha**2 / (2 * jnp.where(above > 0, above, 1))
         least, most = (factor * alpha for factor in SHRINKAGE)
         # A loss that is not finite says nothing but that the step is far too long.
-        alpha = jnp.where(jnp.isfinite(above), jnp.clip(minimiser, least, most), least)
+        alpha = jnp.where(jnp.isfinite(above), jnp.clip(minimizer, least, most), least)
         return alpha, value_along(alpha), steps + 1
 
     carry = (one, unit_value, jnp.zeros([], jnp.int32))

@@ -80,10 +80,11 @@ def scale_by_newton_cg(
       hvp: how a product with the Hessian is computed: `auto` takes the fastest exact mode that the loss allows, else a
         difference.
       radius: the length of a difference's perturbation, a number or a schedule; None takes a default.
-      warm_start: begin at the minimiser of the model along the last direction, for one more product.
+      warm_start: begin at the minimizer of the model along the last direction, for one more product.
       max_backtracking_steps: the largest number of shorter steps that are tried. A step is judged at the price of one
         loss, which the damping needs too, and each shorter step takes one more. 0 judges nothing, so that
-        :math:`\alpha = 1`: for a chain with a line search, which does the same work.
+        :math:`\alpha = 1`: for a chain with a line search, which does the same work, or for a loss whose noise hides
+        the decrease.
 
     Returns:
       A transform whose `update` needs `params` and either `value_fn` or, for `gauss_newton`, `outputs_fn` and
@@ -218,13 +219,15 @@ def newton_direction(name: str, options: NewtonOptions) -> optax.GradientTransfo
             predicted = _levenberg_marquardt.predicted_decrease(solution, b, state.damping, norm)
 
             def value_along(alpha):
-                return loss_fn(_stepped(params, direction, alpha)).astype(predicted.dtype)
+                return loss_fn(_stepped(params, direction, alpha))
 
             value = loss_fn(params) if value is None else value
             value = jnp.asarray(value, predicted.dtype)
             unit_value = value_along(jnp.ones([], predicted.dtype))
+            rounding = _backtracking.rounding_of(value, unit_value.dtype)
+            unit_value = unit_value.astype(predicted.dtype)
             ratio = _levenberg_marquardt.reduction_ratio(value, unit_value, predicted)
-            is_rounding = jnp.abs(predicted) <= _backtracking.rounding_of(value)
+            is_rounding = jnp.abs(predicted) <= rounding
             if is_damped:
                 new_damping = _levenberg_marquardt.adapted_damping(
                     state.damping,
@@ -235,11 +238,11 @@ def newton_direction(name: str, options: NewtonOptions) -> optax.GradientTransfo
                 )
         if is_judged:
             fraction = _backtracking.good_fraction(
-                value_along,
+                lambda alpha: value_along(alpha).astype(predicted.dtype),
                 value,
                 unit_value,
                 trees.inner_product(updates, direction).astype(predicted.dtype),
-                predicted,
+                jnp.where(is_rounding, rounding, 0),
                 lambda: trees.inner_product(derivatives.gradient(loss_fn, params), direction),
                 max_backtracking_steps,
             )

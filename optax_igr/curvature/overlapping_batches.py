@@ -68,7 +68,7 @@ def _overlapping_batches(num_samples, batch_size, num_shared, seed):
         for start in starts:
             batch = order[start : start + batch_size]
             yield batch
-        # Of the last batch the next one takes what they share and nothing else.
+        # The first batch of the next epoch shares with the last one O_t alone, as any two consecutive batches do.
         shared, rest = batch[stride:], batch[:stride]
         unseen = rng.permutation(np.setdiff1d(order, batch))
         later = rng.permutation(np.concatenate([unseen[stride:], rest]))

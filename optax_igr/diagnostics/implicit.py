@@ -28,7 +28,9 @@ class ImplicitRegularization(NamedTuple):
       directional_curvature: :math:`g^\top H g / g^\top g`; zero where the gradient is.
       series_is_valid: whether the learning rate times the directional curvature lies within the radius of
         convergence of the series in the step whose first term this is; False says that the steps oscillate or that
-        higher orders matter as much.
+        higher orders matter as much. Along other directions the curvature may be larger:
+        :func:`optax_igr.diagnostics.monitor_sharpness_ratio` watches the largest one, and says when a run has come to
+        the edge of stability, where `optax_igr.flows.central_flow` takes over.
     """
 
     regularization_rate: jax.Array

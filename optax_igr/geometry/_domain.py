@@ -46,9 +46,10 @@ def check_update(transform: str, params: Any, tree: Any, *, name: str = "updates
     """
 
     def dtype(param: jax.Array, update: jax.Array) -> Any:
-        is_wider = jnp.promote_types(param.dtype, update.dtype) == update.dtype
+        is_wider = trees.widest(param.dtype, update.dtype) == update.dtype
         return param.dtype if is_wider else update.dtype
 
+    # Trees of another structure are for `check_like` to report.
     same_structure = jax.tree.structure(params) == jax.tree.structure(tree)
     if same_structure:
         tree = jax.tree.map(
@@ -130,6 +131,7 @@ def all_zero(weight: jax.Array) -> str | None:
 
 def sum_other_than(weight: jax.Array, axis: Axis, total: Any) -> str | None:
     """Complains where the sum along `axis` is not `total` within the rounding of the weights' dtype."""
+    # A sum of rounded weights is as wrong as one of them.
     tolerance = max(1e-4, 2 * float(jnp.finfo(weight.dtype).eps))
     sums = jnp.sum(weight, axis, dtype=trees.widened(weight.dtype))
     error = jnp.abs(sums - total)

@@ -50,6 +50,7 @@ def plus_minus_log_weights(
 
     Where an exponent of a group is NaN or infinite, the group does not move.
     """
+    # The largest of both exponents: none of the exponentials overflows, and the largest term does not underflow.
     top = maximum(jnp.abs(exponent), axis)
     up, down = exponent - top, -exponent - top
     sums = (
@@ -70,6 +71,7 @@ def plus_minus_weights(
 
     What the weights leave of the total is shared equally: zero weights start at :math:`w_\pm = U / 2N`.
     """
+    # A norm that rounds to more than the total leaves nothing, not less.
     slack = jnp.maximum(total - jnp.sum(jnp.abs(weight), axis, keepdims=True), 0)
     share = slack / (2 * _domain.group_size(weight, axis))
     return jnp.maximum(weight, 0) + share, jnp.maximum(-weight, 0) + share
@@ -173,6 +175,7 @@ def _exponentiate_plus_minus(
                 for log in logs
             ]
 
+        # One normalizer for both weights, so both logarithms come from one call.
         pairs = jax.tree.map(moved, params, state.log_positive, state.log_negative, updates)
         log_positive, log_negative = (
             jax.tree.map(lambda p, pair, i=i: pair[i], params, pairs) for i in range(2)

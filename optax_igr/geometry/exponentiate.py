@@ -38,6 +38,7 @@ def multiplicative_step(weight: jax.Array, exponent: jax.Array) -> jax.Array:
     It is taken as :math:`w\,m\,(m + 2)` with :math:`m = e^{u/2} - 1`: a tiny weight may be multiplied by
     more than the largest number.
     """
+    # Half the exponent has twice the range before its exponential overflows.
     root = processors.expm1(processors.within_range(exponent / 2))
     return weight * root * (root + 2)
 
@@ -109,6 +110,7 @@ def exponentiate(
 
     def update(updates, state, params, **unused):
         del unused
+        # One NaN would make a weight NaN for ever.
         exponents = finite_exponents(updates, params)
         if not log_state:
             steps = jax.tree.map(multiplicative_step, trees.widen(params), exponents)
@@ -120,6 +122,7 @@ def exponentiate(
             state.log_weights,
             exponents,
         )
+        # The parameters follow the logarithms as closely as their dtype allows.
         updates = jax.tree.map(
             lambda p, log: _rounding.land(p, jnp.exp(log) - p.astype(log.dtype), floor),
             params,

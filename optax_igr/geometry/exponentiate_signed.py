@@ -30,6 +30,7 @@ def signed_step(
 
     With a floor a zero takes the sign of its update, and steps onto the floor.
     """
+    # The magnitude falls where the update points against the sign.
     sign = jnp.sign(weight)
     if not (isinstance(floor, float) and floor == 0):
         sign = jnp.where(sign == 0, jnp.sign(exponent), sign)

@@ -140,6 +140,7 @@ def exponentiated_gradient(
     for option in domain_options:
         known = tuple(inspect.signature(DOMAINS[domain]).parameters)
         hyperparameters.check_choice(f"{_NAME}(domain={domain!r})", "domain_options", option, known)
+    # Two links: the exponent in float32, whatever the weights are, then the geometry.
     return optax.chain(
         _exponent(learning_rate, momentum, weight_decay), DOMAINS[domain](**domain_options)
     )
@@ -177,6 +178,7 @@ def _exponent(
                 lambda m, g: jnp.asarray(beta, m.dtype) * m + g, state.trace, direction
             )
 
+        # The decay acts inside the exponent, where it cannot make a weight negative.
         def exponent(p, m):
             return -jnp.asarray(rate, m.dtype) * (
                 m + jnp.asarray(decay, m.dtype) * p.astype(m.dtype)

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import optax
 
-from optax_igr._core import extra_args, trees
+from optax_igr._core import trees
+from optax_igr._core.transform import transform
 from optax_igr.geometry import _domain, _rounding
 
 
@@ -66,14 +67,13 @@ def keep_params_in(
         del params
         return optax.EmptyState()
 
-    def update(updates: Any, state: Any, params: Any = None, **unused: Any):
+    def update(updates: Any, state: Any, params: Any, **unused: Any):
         del unused
-        extra_args.require("keep_params_in", params=params)
-        _domain.check_update("keep_params_in", params, updates)
+        # In float32 or wider: a sum rounded to bfloat16 would be projected from another point.
         projected = projection(
             jax.tree.map(lambda wide, u: wide + u.astype(wide.dtype), trees.widen(params), updates)
         )
         _domain.check_update("keep_params_in", params, projected, name="projection(params)")
         return jax.tree.map(_rounding.land_at, params, projected), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transform("keep_params_in", init, update, needs=("params",), wider_updates=True)

@@ -119,10 +119,10 @@ def add_gradient_penalty(
       norm: `squared` or `plain`.
       hvp: how the Hessian-vector product is computed. `forward_over_reverse`, `reverse_over_forward` and
         `reverse_over_reverse` are exact (about 1.8 more gradients of arithmetic); `forward_difference` and
-        `backward_difference` take one more gradient, `central_difference` two (three where the loss has kinks). `auto` takes the
-        first of these exact modes that the loss allows, and where it allows none a central difference, with a
-        warning. A difference is an approximation, worst where ReLU units lie at their kink (fresh networks) and
-        where the loss is computed in bfloat16; the exact modes are as right there as anywhere.
+        `backward_difference` take one more gradient, `central_difference` two (three where the loss has
+        kinks). `auto` takes the first of these exact modes that the loss allows, and where it allows none a central
+        difference, with a warning. A difference is an approximation, worst where ReLU units lie at their kink (fresh
+        networks) and where the loss is computed in bfloat16; the exact modes are as right there as anywhere.
       radius: the length :math:`\|\epsilon g\|` of a difference's perturbation, a number or a schedule; None takes
         one that was measured on several networks in float32 (see `differences.default_radius`), and so does a
         step where the schedule is not finite and positive.

@@ -5,8 +5,8 @@ Backward error analysis of gradient descent with step h gives the flow that its 
 .. math::
   \dot\theta = -g - \frac{h}{2} H g = -\nabla \Big( L + \frac{h}{4} \|\nabla L\|^2 \Big),
 
-and for an optimizer with momentum the same with a larger coefficient (see :func:`optax_igr.igr_coefficient`). Explicit and
-implicit coefficients of :math:`\|\nabla L\|^2` add up, so a budget can be moved from one to the other.
+and for an optimizer with momentum the same with a larger coefficient (see :func:`optax_igr.igr_coefficient`).
+Explicit and implicit coefficients of :math:`\|\nabla L\|^2` add up, so a budget can be moved from one to the other.
 
 References:
   Barrett, Dherin, `Implicit Gradient Regularization <https://arxiv.org/abs/2009.11162>`_, 2021

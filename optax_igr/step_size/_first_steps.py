@@ -160,6 +160,21 @@ def grown_length_limit(longest_step: jax.Array) -> jax.Array:
     return jnp.where(longest_step > 0, GROWTH * longest_step, jnp.inf)
 
 
+def remembered(
+    center: chex.ArrayTree,
+    longest_step: jax.Array,
+    log_scale: chex.ArrayTree,
+    updates: chex.ArrayTree,
+    is_measured_now: jax.Array,
+    is_measured_in_full: jax.Array,
+) -> tuple[chex.ArrayTree, jax.Array]:
+    """Returns the log-scale after the last measurement, and the length of the longest step since all were made."""
+    center = jax.tree.map(lambda new, old: jnp.where(is_measured_now, new, old), log_scale, center)
+    length = jnp.exp(log_length(log_scale, updates))
+    longest = jnp.where(is_measured_in_full, jnp.maximum(longest_step, length), 0)
+    return center, longest.astype(longest_step.dtype)
+
+
 def reach(params: Any) -> jax.Array:
     r"""Returns :math:`\|\theta\|`, of which a relative update is a fraction, with its floor for small weights."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params))

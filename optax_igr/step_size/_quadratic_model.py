@@ -76,9 +76,11 @@ def moderate(tree: chex.ArrayTree) -> tuple[chex.ArrayTree, PowerOfTwo]:
     """
     tree = trees.widen(tree)
     dtype = trees.scalar_dtype(tree)
+    # Leaf by leaf: a ravel would gather sharded leaves.
     maxima = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(tree) if x.size]
     largest = jnp.max(jnp.stack(maxima)) if maxima else jnp.zeros([], dtype)
     _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))
+    # Two halves: the inverse of 2**127 is no normal number, and XLA multiplies by inverses.
     half = exponent // 2
     one = jnp.ones([], dtype)
     power = PowerOfTwo(jnp.ldexp(one, half), jnp.ldexp(one, exponent - half))
@@ -87,5 +89,6 @@ def moderate(tree: chex.ArrayTree) -> tuple[chex.ArrayTree, PowerOfTwo]:
 
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """Returns the quotient, and zero for a zero denominator; its derivative is finite there too."""
+    # A quotient that is selected away still makes its derivative NaN, and stops a program under `jax_debug_nans`.
     is_zero = denominator == 0
     return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))

@@ -164,11 +164,13 @@ def scale_by_cauchy_step(
         )
         # The model counts in directions, and the step in updates.
         length = size.over(step_length(rule, model))
+        # A saddle or a direction of ascent has no minimizer ahead.
         accepted = (model.slope > 0) & (model.curvature > 0) & jnp.isfinite(length) & (length > 0)
         if bounds is not None:
             length = jnp.clip(length, *bounds)
         length = jnp.where(accepted, length, 0)
         keep = jnp.asarray(hyperparameters.value_at(ema, state.count), length.dtype)
+        # A rejected length leaves the average and its weight as they are.
         keep = jnp.where(accepted, keep, 1)
         # The average is kept unbiased by its weight, so that the first accepted length counts in full.
         weight = keep * state.average_weight + (1 - keep)

@@ -156,11 +156,13 @@ def egdd(
             return processors.written_once(n, false, log_s)
 
         def next_velocity(log_s, v, n, g):
+            # One NaN would stay in the velocity for ever.
             g = jnp.where(jnp.isfinite(g), g, 0).astype(v.dtype)
             pushed = gain.times(jnp.asarray(rate, n.dtype) * jnp.exp(n), g)
             moved = gain.times(jnp.asarray(momentum_now, n.dtype), v) + pushed
             return processors.written_once(moved, false, log_s)
 
+        # The scale is learned first: it reads the velocity that the next lines overwrite.
         log_gain = _alignment.map_scaled(
             next_log_gain, log_scale, state.log_gain, state.average, gradient
         )

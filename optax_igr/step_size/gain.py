@@ -53,6 +53,7 @@ def gain_signal(signal: str, past: jax.Array, gradient: jax.Array) -> jax.Array:
         # Infinity has a sign, and says nothing.
         return jnp.sign(jnp.where(jnp.isfinite(gradient), agreement, 0))
     if signal == "normalized":
+        # The number of entries makes the mean agreement the cosine, whatever the size of the leaf.
         past, gradient = trees.unit(past)[0], trees.unit(gradient)[0]
         return gradient.size * jnp.real(jnp.conj(past) * gradient)
     return jnp.real(jnp.conj(past) * gradient)
@@ -62,6 +63,7 @@ def next_average(average: jax.Array, gradient: jax.Array, ema: hyperparameters.S
     """Returns the moving average of one leaf's gradients; an entry that is not finite counts as zero."""
     gradient = jnp.where(jnp.isfinite(gradient), gradient, 0).astype(average.dtype)
     if isinstance(ema, float) and ema == 0:
+        # The old average is then not read at all.
         return gradient
     weight = jnp.asarray(ema, jnp.finfo(average.dtype).dtype)
     return weight * average + (1 - weight) * gradient
@@ -166,6 +168,7 @@ def scale_by_gain(
 
         def moved(n, average, g):
             n = next_log_gain(signal, n, average, state.average_weight, g, rate, decay_now, bounds)
+            # It is read by the update, by the next state and by the average.
             return processors.written_once(n, false)
 
         log_gain = jax.tree.map(moved, state.log_gain, state.average, gradient)
@@ -244,6 +247,7 @@ def within_one_move(
 
 def inverse_weight(average_weight: ArrayLike, dtype: jnp.dtype) -> jax.Array:
     """Returns what an average is multiplied by to be unbiased; one before the first gradient."""
+    # An average of no gradients is zero, whatever it is divided by.
     weight = jnp.asarray(average_weight)
     return (1 / jnp.where(weight > 0, weight, 1)).astype(dtype)
 

@@ -144,6 +144,7 @@ def layerwise_decay(
                 f"{name}: `depth_fn` must return integers from 0 to num_layers - 1 = {num_layers - 1}; "
                 f"for {trees.spell(path)} it returned {depth.tolist()}."
             )
+        # From the last layer, not from the number of layers: that would slow the last one down too.
         layers_behind = num_layers - 1 - depth
         return lambda count: hyperparameters.value_at(decay, count) ** layers_behind
 
@@ -233,6 +234,7 @@ def _is_finite(value: Any) -> bool:
 
 def _aligned(transform: str, path: KeyPath, factor: jax.Array, leaf: Any) -> jax.Array:
     """Gives a factor the rank of its leaf, in the dtype of a multiplication in float32 or wider."""
+    # Trailing axes of one: a factor for stacked layers belongs to their first axis, where NumPy aligns the last.
     shape = (*factor.shape, *(1 for _ in leaf.shape[factor.ndim :]))
     fits = all(n in (1, m) for n, m in zip(shape, leaf.shape, strict=False))
     if len(shape) != len(leaf.shape) or not fits:

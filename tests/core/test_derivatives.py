@@ -141,8 +141,8 @@ def test_float32_accuracy_at_the_best_and_at_the_default_radius(widths, num_samp
     num_parameters = sum(x.size for x in params)
     # The default radius serves networks with kinks too, and leaves more rounding on smooth ones than the best.
     for mode, at_best, at_default in [
-        ("forward_difference", 1e-3, 2e-2),
-        ("central_difference", 1e-4, 1e-2),
+        ("forward_difference", 1e-3, 5e-2),
+        ("central_difference", 1e-4, 3e-2),
     ]:
 
         @jax.jit
@@ -184,7 +184,7 @@ def test_difference_takes_both_gradients_in_float32_for_bfloat16_parameters(mode
     exact = hessian_vector_product(problem.value_fn, *wide)
     assert seen == {jnp.dtype(jnp.float32)}
     assert {x.dtype for x in jax.tree.leaves(product)} == {jnp.dtype(jnp.float32)}
-    assert relative_error(product, exact) < 1e-2
+    assert relative_error(product, exact) < 5e-2
 
 
 @pytest.mark.parametrize("mode", derivatives.MODES)

@@ -159,7 +159,7 @@ def test_a_one_sided_difference_warns_of_kinks_once(mode):
     def value_fn(x):
         return jnp.sum(jax.nn.relu(x) ** 2)
 
-    x = jnp.ones(2)
+    x = jnp.ones(2, jnp.float32)
     penalty = optax_igr.add_gradient_penalty(0.1, hvp=mode)
     with pytest.warns(UserWarning, match=rf"^add_gradient_penalty: hvp='{mode}'.*central"):
         penalty.update(x, penalty.init(x), x, value_fn=value_fn)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from optax_igr._core import derivatives
 from optax_igr.diagnostics import sharpness
 from tests.problems import tanh_network
 
@@ -97,3 +98,18 @@ def test_complex_and_absent_parameters_are_refused():
         sharpness(lambda z: jnp.sum(jnp.abs(z)), jnp.ones(2, jnp.complex64))
     with pytest.raises(ValueError, match="sharpness: `params`"):
         sharpness(lambda p: 0.0, {"count": jnp.array(1)})
+
+
+@pytest.mark.parametrize("hvp", derivatives.MODES)
+def test_every_mode_finds_the_largest_eigenvalue(hvp):
+    value_fn, params = quadratic([3.0, -5.0, 1.0, 0.5])
+    found = sharpness(value_fn, params, hvp=hvp)
+    assert float(found.eigenvalue) == pytest.approx(3, rel=1e-6)
+
+
+def test_an_unknown_mode_and_a_radius_of_an_exact_one_are_refused():
+    value_fn, params = quadratic([1.0, 2.0])
+    with pytest.raises(ValueError, match="sharpness: `hvp` must be one of 'auto'"):
+        sharpness(value_fn, params, hvp="exact")
+    with pytest.raises(ValueError, match="sharpness: `radius`"):
+        sharpness(value_fn, params, hvp="reverse_over_forward", radius=0.1)

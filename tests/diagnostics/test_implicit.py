@@ -7,6 +7,7 @@ import pytest
 
 import optax_igr
 from optax_igr import diagnostics
+from optax_igr._core import derivatives
 from tests.problems import two_weights
 
 report = diagnostics.implicit_regularization
@@ -104,3 +105,17 @@ def test_negative_curvature_counts_by_its_size():
 def test_bad_arguments_are_named(arguments, name):
     with pytest.raises(ValueError, match=f"implicit_regularization: `{name}`"):
         report(jnp.sum, jnp.ones(2), **arguments)
+
+
+@pytest.mark.parametrize("hvp", derivatives.MODES)
+def test_every_mode_finds_the_curvature(hvp):
+    problem = two_weights()
+    found = report(problem.value_fn, problem.params, 0.025, hvp=hvp)
+    expected = (32.2 * 883.89 + 25.76 * 813.7584) / 1700.4176
+    assert float(found.directional_curvature) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_unknown_mode_is_refused():
+    problem = two_weights()
+    with pytest.raises(ValueError, match="implicit_regularization: `hvp` must be one of 'auto'"):
+        report(problem.value_fn, problem.params, 0.1, hvp="exact")

@@ -62,10 +62,8 @@ def test_one_substep_below_the_edge_is_the_optimizer_itself(name):
         updates, state = optimizer.update(jax.grad(valley)(params), state, params)
         # The sharpness of the preconditioned Hessian, densely.
         nu = optax.tree.get(state, "nu")
-        if name == "adam":
-            divisor = jnp.sqrt(nu / (1 - 0.9 ** (t + 1))) + 1e-8
-        else:
-            divisor = jnp.sqrt(nu + 1e-8)
+        weights, eps = (1 - 0.9 ** (t + 1), 0) if name == "adam" else (1, 1e-8)
+        divisor = jnp.sqrt(nu / weights + eps) + (1e-8 - eps)
         scaled = jax.hessian(valley)(params) / jnp.sqrt(jnp.outer(divisor, divisor))
         largest = jnp.linalg.eigvalsh(scaled)[-1]
         np.testing.assert_allclose(info.eigenvalues[t, 0], largest, rtol=1e-7)

@@ -295,3 +295,16 @@ def test_options_reach_the_penalty(hvp):
 def test_bad_argument_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("argument", ["averaged", "nesterov"])
+@pytest.mark.parametrize("value", [0.5, 1, None, "yes"])
+def test_a_switch_that_is_no_boolean_is_refused(argument, value):
+    message = rf"`{argument}` must be True or False"
+    for make in (
+        optax_igr.igr_coefficient,
+        optax_igr.cancel_igr,
+        lambda rate, **options: optax_igr.hold_igr(0.1, rate, **options),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(0.1, **{argument: value})

@@ -290,7 +290,9 @@ def test_an_nnx_optimizer_moves_what_the_table_says():
 def test_leaves_that_are_no_real_numbers_are_left_alone():
     params = {"w": np.ones(2, np.float32), "step": np.int32(3)}
     transform = optax_igr.layerwise_decay(0.5, lambda path: 0, 2)
-    updates, _ = transform.update({"w": jnp.ones(2, jnp.float32), "step": 7}, transform.init(params), params)
+    updates, _ = transform.update(
+        {"w": jnp.ones(2, jnp.float32), "step": 7}, transform.init(params), params
+    )
     np.testing.assert_array_equal(updates["w"], 0.5)
     assert updates["step"] == 7
     assert "step       ()     left alone" in optax_igr.factor_table(transform, params)
