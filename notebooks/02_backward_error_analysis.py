@@ -437,6 +437,7 @@ _, edge_info, edge_path = edge.trajectory(start.at[0].set(0.0), count, observe=l
 plain = flows.central_flow(rising_valley, h, num_directions=1, correction=False, threshold=1e9)
 _, _, plain_path = plain.trajectory(start, count, observe=lambda p: p)
 
+# %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.4))
 axes[0].plot(h * iterates[:, 1] / 2, label="gradient descent")
 axes[0].plot(h * plain_path[:, 1] / 2, ":", label="gradient flow")

@@ -143,7 +143,11 @@ SHARPNESS = {"learning_rate": 0.05, "interval": 2}
 MONITORED: Any = {
     "static_args": ("interval",),
     "without_reverse_mode": True,
-    "base_on_targets": optax.sgd(5e-3),
+    "on_targets": {
+        "momentum": 0.9,
+        "averaged": True,
+        "preconditioner": diagnostics.adam_divisor(),
+    },
 }
 DELAYED = {"acts_on_next_step": True, "on_targets": {"coefficient": 1e-4}}
 CURVATURE = ("curvature_value_fn",)

@@ -256,7 +256,7 @@ EXPERIMENT = Experiment(
     name="edge",
     question="Which flow follows an optimizer at the edge of stability?",
     about="Where the largest curvature reaches 2/h, the series of the modified flows has ended, and the steps "
-    "oscillate. The central flow follows their average; the published one takes gradient flow outside the critical "
+    "oscillate. The central flow follows their average. The published one takes gradient flow outside the critical "
     "directions, the corrected one the optimizer's own step. Edge flow follows one direction and its oscillation. "
     "Everything is computed in float64.",
     measurements=measurements(),

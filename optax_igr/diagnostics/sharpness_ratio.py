@@ -23,12 +23,11 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_igr._core import control_flow, derivatives, hyperparameters, stability, trees
-from optax_igr._core import top_eigenvectors as eigen
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.transform import transform
 
 _NAME = "monitor_sharpness_ratio"
-# From a random direction; later measurements only follow the leading eigenvector.
+# From the direction of the gradient; later measurements only follow the leading eigenvector.
 _FIRST_PRODUCTS = 20
 
 
@@ -89,7 +88,8 @@ def monitor_sharpness_ratio(
     `optax.tree.get(state, "sharpness_ratio")`.
 
     It costs one Hessian-vector product every `interval` steps, and 20 at the first step: one step of a
-    power iteration that keeps its direction. On minibatches the Hessian is that of the batch.
+    power iteration that keeps its direction. It starts from that of the gradient. On minibatches the
+    Hessian is that of the batch.
 
     Args:
       inner: the optimizer.
@@ -146,24 +146,23 @@ def monitor_sharpness_ratio(
                 f"{_NAME}: the state of `inner` has a second moment `nu`, so the largest stable curvature "
                 "is that of the preconditioned Hessian: give `preconditioner`, such as adam_divisor()."
             )
-        block = eigen.random_block(jax.random.key(0), trees.widen(params), 1)
-        direction, _ = trees.unit(jax.tree.map(lambda x: x[0], block))
-        zero = jnp.zeros([], trees.scalar_dtype(direction))
-        count = jnp.zeros([], jnp.int32)
-        return MonitorSharpnessRatioState(count, direction, zero, zero, count, inner_state)
+        # Zero until the first gradient gives a direction to start from.
+        direction = jax.tree.map(lambda x: jnp.zeros_like(x, trees.widened(x.dtype)), params)
+        dtype = trees.scalar_dtype(direction)
+        ratio, error = (jnp.zeros([], dtype) for _ in range(2))
+        count, regime = (jnp.zeros([], jnp.int32) for _ in range(2))
+        return MonitorSharpnessRatioState(count, direction, ratio, error, regime, inner_state)
 
-    def measured(state, params, value_fn, inner_state):
+    def measured(state, params, gradient, value_fn, inner_state):
         """Power iteration on the preconditioned Hessian, and Rayleigh's quotient at its end."""
         params = trees.widen(params)
         step = hyperparameters.value_at(rate, state.count)
-        half = jax.tree.map(lambda p: jnp.full(p.shape, 1.0, jnp.finfo(p.dtype).dtype), params)
-        if preconditioner is not None:
-            half = jax.tree.map(
-                lambda h, d: h / jnp.sqrt(d).astype(h.dtype), half, preconditioner(inner_state)
-            )
+        divisor = None if preconditioner is None else preconditioner(inner_state)
 
         def scaled(vector):
-            return jax.tree.map(jnp.multiply, half, vector)
+            if divisor is None:
+                return vector
+            return jax.tree.map(lambda v, d: v / jnp.sqrt(d).astype(v.dtype), vector, divisor)
 
         operator = derivatives.hessian_operator(value_fn, params, mode=hvp, name=_NAME)
 
@@ -176,23 +175,33 @@ def monitor_sharpness_ratio(
             following, _ = trees.unit(trees.add(image, trees.scale(0.25, direction)))
             return count + 1, following, ratio, jnp.sqrt(trees.squared_norm(rest))
 
-        rounds = jnp.where(state.count == 0, _FIRST_PRODUCTS, 1)
-        start = state.direction, state.sharpness_ratio, state.ratio_error
+        is_first = trees.squared_norm(state.direction) == 0
+        rounds = jnp.where(is_first, _FIRST_PRODUCTS, 1)
+        direction = jax.tree.map(
+            lambda new, old: jnp.where(is_first, new, old), first(gradient), state.direction
+        )
+        start = direction, state.sharpness_ratio, state.ratio_error
         new = control_flow.while_loop(
             lambda carry: carry[0] < rounds, improve, (jnp.zeros_like(rounds), *start)
         )[1:]
         # One bad batch must not turn the direction into NaN for ever.
         good = trees.all_finite(new)
-        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, start)
+        kept = state.direction, state.sharpness_ratio, state.ratio_error
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, kept)
 
-    def update(updates, state, params, *, value_fn, **extra):
-        extra.pop("gradient", None)
+    def first(gradient):
+        """The gradient's direction, and a part of the diagonal for where the gradient is zero."""
+        own, _ = trees.unit(gradient)
+        diagonal, _ = trees.unit(jax.tree.map(jnp.ones_like, own))
+        return trees.unit(trees.add(own, trees.scale(0.1, diagonal)))[0]
+
+    def update(updates, state, params, *, gradient, value_fn, **extra):
         updates, inner_state = inner.update(
             updates, state.inner_state, params, value_fn=value_fn, **extra
         )
         direction, ratio, error = control_flow.cond(
             state.count % interval == 0,
-            lambda: measured(state, params, value_fn, inner_state),
+            lambda: measured(state, params, gradient, value_fn, inner_state),
             lambda: (state.direction, state.sharpness_ratio, state.ratio_error),
         )
         regime = jnp.where(
@@ -205,7 +214,13 @@ def monitor_sharpness_ratio(
             count, direction, ratio, error, regime, inner_state
         )
 
-    return transform(_NAME, init, update, needs=("params", "value_fn"))
+    return transform(
+        _NAME,
+        init,
+        update,
+        needs=("params", "value_fn"),
+        state_like_params=("direction",),
+    )
 
 
 def adam_divisor(

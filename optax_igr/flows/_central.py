@@ -27,7 +27,7 @@ from optax_igr._core import derivatives, hyperparameters, stability, trees
 from optax_igr._core import top_eigenvectors as eigen
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.trees import Tree
-from optax_igr.flows import _averages, _complementarity, _trajectory
+from optax_igr.flows import _averages, _complementarity, _critical, _trajectory
 
 # From a random block to the largest eigenvalues of a network: later steps only follow them.
 _INITIAL_PRODUCTS = 24
@@ -188,11 +188,7 @@ def _inverse_root(settings, moment, gradient, time, duration):
 
 def _product(settings, value, selected, half):
     raw = derivatives.hessian_operator(value, selected, mode=settings.hvp, name=settings.name)
-    return lambda vector: _times(half, raw(_times(half, vector)))
-
-
-def _times(x: Tree, y: Tree) -> Tree:
-    return jax.tree.map(jnp.multiply, x, y)
+    return lambda vector: _critical.times(half, raw(_critical.times(half, vector)))
 
 
 def _substep(settings: Settings, state: CentralFlowState, time, duration):
@@ -205,7 +201,7 @@ def _substep(settings: Settings, state: CentralFlowState, time, duration):
     def value(p):
         return settings.value_fn(fill(p))
 
-    loss, gradient = value(selected), derivatives.gradient(value, selected)
+    loss, gradient = _trajectory.value_and_gradient(value, selected)
     moment, half = _inverse_root(settings, state.second_moment, gradient, time, duration)
     product = _product(settings, value, selected, half)
     top = eigen.top_eigenvectors(product, state.directions, settings.krylov_steps)
@@ -215,45 +211,34 @@ def _substep(settings: Settings, state: CentralFlowState, time, duration):
     # The optimizer's own direction, and what relaxes along the critical eigenvectors in its place:
     # its oscillation there is in the covariance, and would be counted twice.
     momentum, direction = gradients.add(state.momentum, gradient, time, duration)
-    slope, direction = _times(half, gradient), _times(half, direction)
-    along = eigen.gram(vectors, _one(slope))[:, 0]
+    slope, direction = _critical.times(half, gradient), _critical.times(half, direction)
+    along = eigen.gram(vectors, _critical.one(slope))[:, 0]
     excess_order = gradients.missing_order(duration, settings.correction)
     if excess_order is not None:
         bent = product(direction)
-        bent = _off(vectors, critical, bent)
+        bent = _critical.without(vectors, critical, bent)
         direction = trees.add(direction, trees.scale(excess_order, bent))
     rate = gradients.total
     relaxed = jnp.where(critical, -jnp.expm1(-rate * curvature * duration), 0)
     relaxed = relaxed / jnp.where(critical, curvature, 1)
-    own = jnp.where(critical, eigen.gram(vectors, _one(direction))[:, 0], 0)
+    own = jnp.where(critical, eigen.gram(vectors, _critical.one(direction))[:, 0], 0)
     stable = trees.add(
-        trees.scale(-duration, direction), _sum(duration * own - relaxed * along, vectors)
+        trees.scale(-duration, direction),
+        _critical.weighted_sum(duration * own - relaxed * along, vectors),
     )
 
-    # Every third derivative is taken at a time, and those of no critical pair not at all.
+    # How the critical curvatures change along every direction, and what the oscillation does to them.
     k = settings.num_directions
     first, second = jnp.triu_indices(k)
-    pair = jnp.zeros((k, k), int).at[first, second].set(jnp.arange(first.size))
-    pair = jnp.maximum(pair, pair.T)
-    outer = jnp.logical_and.outer(critical, critical)
-
-    def change_of_curvature(indices):
-        i, j = indices
-        u, v = _times(half, _vector(vectors, i)), _times(half, _vector(vectors, j))
-        return jax.lax.cond(
-            outer[i, j],
-            lambda: _times(half, third_derivative(settings, value, selected, u, v)),
-            lambda: jax.tree.map(jnp.zeros_like, selected),
-        )
-
-    third = jax.lax.map(change_of_curvature, (first, second))
+    third = _critical.third_derivatives(settings, value, selected, half, vectors, critical)
     held = jnp.where(critical, relaxed - rate * duration, 0)
     held = eigen.gram(third, vectors) * held[None]
     moved = trees.add(trees.scale(rate * duration, third), eigen.combine(held, vectors))
     gram = eigen.gram(third, moved) / 2
     gram = (gram + gram.T) / 2
+    pair = _critical.pair_index(k)
     gram = gram[pair][:, :, pair]
-    drift = eigen.gram(third, _one(stable))[:, 0][pair]
+    drift = eigen.gram(third, _critical.one(stable))[:, 0][pair]
     slack = limit * jnp.eye(k) - jnp.diag(curvature) - drift
     if preconditioner is not None:
         later, response = preconditioner.response(
@@ -262,6 +247,7 @@ def _substep(settings: Settings, state: CentralFlowState, time, duration):
         slack = slack + limit * later
         gram = gram + limit**3 * response
     # A direction that is not critical must not be held: give it room, and no hold.
+    outer = jnp.logical_and.outer(critical, critical)
     room = jnp.eye(k) * limit
     slack = jnp.where(outer, slack, room).astype(curvature.dtype)
     gram = jnp.where(jnp.logical_and.outer(outer, outer), gram, 0).astype(curvature.dtype)
@@ -269,10 +255,10 @@ def _substep(settings: Settings, state: CentralFlowState, time, duration):
     end = slack + jnp.einsum("ijkl,kl->ij", gram, covariance)
 
     weights = -covariance[first, second] * jnp.where(first == second, 0.5, 1)
-    displacement = trees.add(stable, _sum(weights, moved))
-    params = trees.add(selected, _times(half, displacement))
+    displacement = trees.add(stable, _critical.weighted_sum(weights, moved))
+    params = trees.add(selected, _critical.times(half, displacement))
 
-    spread = eigen.combine(_square_root(covariance), vectors)
+    spread = eigen.combine(_critical.square_root(covariance), vectors)
     shaking = jax.tree.map(lambda x, h: limit * x / h[None], spread, half)
     if preconditioner is not None:
         moment = preconditioner.add_oscillation(moment, shaking, duration)
@@ -292,46 +278,3 @@ def _substep(settings: Settings, state: CentralFlowState, time, duration):
     )
     state = CentralFlowState(fill(params), state.count, momentum, moment, vectors)
     return state, info
-
-
-def third_derivative(settings, value, params, u, v):
-    r"""Returns :math:`\nabla_\theta (u^\top H v)`: the Hessian of :math:`u^\top \nabla L`, times `v`."""
-
-    def forward(p):
-        return jax.jvp(value, (p,), (u,))[1]
-
-    def backward(p):
-        return trees.inner_product(derivatives.gradient(value, p), u)
-
-    mode = settings.hvp
-    slope = backward if mode in (*derivatives.DIFFERENCE_MODES, "reverse_over_reverse") else forward
-    if mode == "auto":
-        # A loss with a backward rule of its own may have no forward derivative.
-        try:
-            jax.eval_shape(forward, params)
-        except Exception:
-            slope = backward
-    return derivatives.hessian_vector_product(slope, params, v, mode=mode, name=settings.name)
-
-
-def _square_root(matrix):
-    values, vectors = jnp.linalg.eigh(matrix)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0))[None] @ vectors.T
-
-
-def _vector(block: Tree, index) -> Tree:
-    return jax.tree.map(lambda x: x[index], block)
-
-
-def _one(tree: Tree) -> Tree:
-    return jax.tree.map(lambda x: x[None], tree)
-
-
-def _sum(weights: jax.Array, block: Tree) -> Tree:
-    return jax.tree.map(lambda x: x[0], eigen.combine(weights[None], block))
-
-
-def _off(vectors: Tree, critical: jax.Array, tree: Tree) -> Tree:
-    """Takes away the components along the critical vectors."""
-    weights = jnp.where(critical, eigen.gram(vectors, _one(tree))[:, 0], 0)
-    return trees.subtract(tree, _sum(weights, vectors))

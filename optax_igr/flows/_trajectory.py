@@ -36,6 +36,16 @@ def start(
     return params, selected, fill
 
 
+def value_and_gradient(value_fn: derivatives.ValueFn, params: Tree) -> tuple[jax.Array, Tree]:
+    """Returns the loss and its direction of steepest ascent.
+
+    XLA does not merge the forward pass of the loss with that of a gradient taken apart from it.
+    """
+    value, gradient = jax.value_and_grad(value_fn)(params)
+    # `jax.grad` returns the conjugate of the direction of ascent.
+    return value, jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, gradient)
+
+
 def first_of(substep: Callable, state: Any, count: int) -> tuple[Any, Any]:
     """Takes `count` substeps `(state, index) -> (state, info)`; the info is that of the first."""
     if count == 1:

@@ -55,9 +55,8 @@ class EdgeFlowInfo(NamedTuple):
     r"""What an edge flow says at the start of a step.
 
     Attributes:
-      loss: the loss at the center.
-      averaged_loss: :math:`L + \frac12 \lambda \rho^2`, the mean of the loss at the two ends to
-        second order in the magnitude.
+      loss: the loss at the center, up to terms of fourth order in the magnitude.
+      averaged_loss: the mean of the loss at the two ends.
       averaged_squared_gradient: the mean of the squared gradient norms at the two ends.
       curvature: :math:`u^\top H u` at the center.
       sharpness_ratio: :math:`h\lambda/2` with that curvature; 1 at the edge.
@@ -182,8 +181,8 @@ def edge_flow(
 
         direction, magnitude = state.direction, state.magnitude
         shift = trees.scale(magnitude, direction)
-        ahead = derivatives.gradient(value, trees.add(selected, shift))
-        behind = derivatives.gradient(value, trees.subtract(selected, shift))
+        one, ahead = _trajectory.value_and_gradient(value, trees.add(selected, shift))
+        other, behind = _trajectory.value_and_gradient(value, trees.subtract(selected, shift))
         mean = trees.scale(0.5, trees.add(ahead, behind))
         bent = derivatives.hessian_vector_product(value, selected, direction, mode=hvp, name=_NAME)
         curvature = trees.inner_product(direction, bent)
@@ -218,10 +217,11 @@ def edge_flow(
         direction = trees.add(direction, trees.scale(relaxed * learning_rate, turn))
         direction = trees.cast_like(trees.unit(direction)[0], selected)
 
-        loss = value(selected)
+        # The gradients have the values at the two ends; one at the center would cost a third pass.
+        averaged_loss = (one + other) / 2
         info = EdgeFlowInfo(
-            loss=loss,
-            averaged_loss=loss + across * magnitude**2 / 2,
+            loss=averaged_loss - across * magnitude**2 / 2,
+            averaged_loss=averaged_loss,
             averaged_squared_gradient=(trees.squared_norm(ahead) + trees.squared_norm(behind)) / 2,
             curvature=curvature,
             sharpness_ratio=learning_rate * curvature / 2,

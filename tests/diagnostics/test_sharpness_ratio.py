@@ -61,7 +61,7 @@ def test_ratio_is_that_of_the_dense_preconditioned_hessian(name):
         divisor = jnp.sqrt(nu + 1e-8)
     dense = jax.hessian(value_fn)(params) / jnp.sqrt(jnp.outer(divisor, divisor))
     expected = rate * jnp.linalg.eigvalsh(dense)[-1] / threshold
-    np.testing.assert_allclose(state.sharpness_ratio, expected, rtol=0.02)
+    np.testing.assert_allclose(state.sharpness_ratio, expected, rtol=0.05)
     assert jnp.abs(state.sharpness_ratio - expected) < state.ratio_error + 1e-6
     np.testing.assert_array_equal(
         run(inner if nu is None else optax.with_extra_args_support(inner), 60)[0], params
@@ -94,6 +94,20 @@ def test_measures_every_interval_and_keeps_its_direction_through_a_bad_batch():
         ratios.append(float(state.sharpness_ratio))
     assert ratios[0] == ratios[1] == ratios[2] == ratios[3] == ratios[5]
     np.testing.assert_allclose(ratios[6], 7 * ratios[0], rtol=1e-3)
+
+
+def test_a_bad_first_batch_is_forgotten():
+    optimizer = diagnostics.monitor_sharpness_ratio(optax.sgd(0.0), 0.1, interval=1)
+    params = jnp.array([0.5, -1.0, 0.3])
+    state = optimizer.init(params)
+    for gradient, factor in ((jnp.full(3, jnp.nan), jnp.nan), (jnp.ones(3), 1.0)):
+
+        def scaled(p, factor=factor):
+            return factor * value_fn(p)
+
+        _, state = optimizer.update(gradient, state, params, value_fn=scaled)
+    dense = jnp.linalg.eigvalsh(jax.hessian(value_fn)(params))[-1]
+    np.testing.assert_allclose(state.sharpness_ratio, 0.1 * dense / 2, rtol=1e-3)
 
 
 def test_a_second_moment_without_a_preconditioner_is_an_error():
