@@ -52,7 +52,8 @@ def adam_central_flow(
 
     With one substep the part outside the critical directions is Adam's own step on the averaged
     gradient, bias corrections included. The first moment filters the gradient of the loss alone; the push of
-    the oscillation acts at once, as if the moment had settled. More substeps take the continuous averages in their place.
+    the oscillation acts at once, as if the moment had settled. More substeps take the continuous averages in
+    their place.
 
     Args:
       value_fn: `params -> scalar`, the loss on all data; see `central_flow`.
