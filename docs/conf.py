@@ -61,7 +61,9 @@ autosummary_context = {
     "face": sorted(set(optax_igr.__all__) - {"__version__"}),
     "rooms": ROOMS,
     "in_rooms": {
-        name for room in ROOMS for name in importlib.import_module(f"optax_igr.{room}").__all__
+        name
+        for room in ROOMS
+        for name in importlib.import_module(f"optax_igr.{room}").__all__
     },
     "submodules": SUBMODULES,
 }
@@ -97,7 +99,9 @@ def inventories() -> dict[str, tuple[str, str]]:
             f"# Sphinx inventory version 2\n# Project: {source.stem}\n# Version: \n"
             "# The remainder of this file is compressed using zlib.\n"
         )
-        inventory.write_bytes(head.encode() + zlib.compress("\n".join(names).encode() + b"\n"))
+        inventory.write_bytes(
+            head.encode() + zlib.compress("\n".join(names).encode() + b"\n")
+        )
         mapping[source.stem] = (address, str(inventory))
     return mapping
 
@@ -114,9 +118,13 @@ def list_references(app, what, name, obj, options, lines: list[str]) -> None:
     del app, what, name, options
     if isinstance(obj, types.UnionType):
         # Python's own text about unions says nothing about this one.
-        members = ", ".join(f":class:`{m.__module__}.{m.__name__}`" for m in typing.get_args(obj))
+        members = ", ".join(
+            f":class:`~{m.__module__}.{m.__name__}`" for m in typing.get_args(obj)
+        )
         lines[:] = [f"One of {members}."]
-    heading = next((index for index, line in enumerate(lines) if line == "References:"), None)
+    heading = next(
+        (index for index, line in enumerate(lines) if line == "References:"), None
+    )
     if heading is None:
         return
     entry = ""
@@ -126,7 +134,9 @@ def list_references(app, what, name, obj, options, lines: list[str]) -> None:
             entry = ""
             continue
         closed = "`_" in entry and entry.count("`") % 2 == 0
-        begins = not entry or (closed and not (text[0].islower() or text[0].isdigit()))
+        begins = not entry or (
+            closed and not (text[0].islower() or text[0].isdigit())
+        )
         entry = text if begins else entry + text
         lines[index] = f"  - {text}" if begins else f"    {text}"
 
@@ -135,13 +145,23 @@ def resolve_alias(app, env, node, contnode):
     """Leads `optax_igr.operators.conv_operator`, or `conv_operator` alone, to the one page of that function."""
     target = node["reftarget"]
     name = target.rpartition(".")[2]
-    if node.get("refdomain") != "py" or not (target == name or target.startswith("optax_igr.")):
+    if node.get("refdomain") != "py" or not (
+        target == name or target.startswith("optax_igr.")
+    ):
         return None
     objects = env.domains["py"].objects
-    for module in ("optax_igr", *(f"optax_igr.{room}" for room in (*ROOMS, *SUBMODULES))):
+    for module in (
+        "optax_igr",
+        *(f"optax_igr.{room}" for room in (*ROOMS, *SUBMODULES)),
+    ):
         if found := objects.get(f"{module}.{name}"):
             return make_refnode(
-                app.builder, node["refdoc"], found.docname, found.node_id, contnode, target
+                app.builder,
+                node["refdoc"],
+                found.docname,
+                found.node_id,
+                contnode,
+                target,
             )
     return None
 

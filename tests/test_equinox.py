@@ -1,4 +1,4 @@
-"""The five lines of a training step with an Equinox model, as the README has them."""
+"""The five lines of a training step with an Equinox model, as the how-to page for Equinox has them."""
 
 import equinox as eqx
 import jax

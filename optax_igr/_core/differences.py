@@ -174,7 +174,12 @@ def _positive(radius: Scalar | None, default: float) -> Scalar:
 
 def _below_zero(params: Tree, vector: Tree, offset: Scalar) -> tuple[Tree, jax.Array]:
     """Moves the parameters that are exactly zero below it, by more than the perturbation moves them."""
-    moves = jax.tree.map(lambda p, v: (p == 0) & (v != 0) & ~jnp.iscomplexobj(p), params, vector)
+
+    def is_moved(p, v):
+        # A complex number has no side of zero.
+        return jnp.zeros(p.shape, bool) if jnp.iscomplexobj(p) else (p == 0) & (v != 0)
+
+    moves = jax.tree.map(is_moved, params, vector)
     moved = jax.tree.map(
         lambda p, v, m: jnp.where(m, (-8 * offset * jnp.abs(v)).astype(p.dtype), p),
         params,

@@ -140,7 +140,7 @@ def _largest_ritz_value(diagonal, below, last):
     scale = jnp.max(jnp.where(jnp.isfinite(diagonal), jnp.abs(diagonal), 0))
     tolerance = 10 * jnp.finfo(diagonal.dtype).eps * scale
     broken = ~(jnp.abs(couplings) > tolerance)
-    sound_before = jnp.cumsum(broken) - broken == 0
+    sound_before = jnp.cumsum(broken, dtype=jnp.int32) - broken.astype(jnp.int32) == 0
     diagonal = jnp.where(sound_before, diagonal, diagonal[0])
     couplings = jnp.where(sound_before & ~broken, couplings, 0)
     matrix = jnp.diag(diagonal) + jnp.diag(couplings[:-1], 1) + jnp.diag(couplings[:-1], -1)
