@@ -3,7 +3,7 @@
 import jax
 
 from tests import problems
-from tests.contract import every_entry, params_of, training_step
+from tests.contract import every_transform, params_of, training_step
 
 LEAVES = (10, 20, 40)
 
@@ -19,7 +19,7 @@ def num_lines(entry, num_leaves):
     return len(jax.jit(step).lower(params, state).as_text().splitlines())
 
 
-@every_entry
+@every_transform
 def test_the_program_is_linear_in_the_number_of_leaves(entry):
     least, middle, most = (num_lines(entry, num_leaves) for num_leaves in LEAVES)
     # Twice as many further leaves: twice as many further lines, where a square would have four times as many.
