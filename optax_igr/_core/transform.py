@@ -39,6 +39,7 @@ def transform(
     *,
     needs: Sequence[str] = (),
     state_like_params: Sequence[str] = (),
+    state_in_dtype_of_params: Sequence[str] = (),
     wider_updates: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes a gradient transformation that checks and prepares what its `update` is given.
@@ -50,7 +51,8 @@ def transform(
         (see the module's fourth point) and any name of `extra_args.MEANINGS`. It must accept and ignore names that it
         does not know. A wrapper hands them all on to the optimizer inside.
       needs: what a call must hold: `params` and names of `extra_args.MEANINGS`.
-      state_like_params: the fields of the state that are trees like the parameters.
+      state_like_params: the fields of the state that are trees like the parameters, in any dtype.
+      state_in_dtype_of_params: the fields that agree with the parameters in dtype too, such as copies of them.
       wider_updates: whether updates of a wider dtype than their parameter's are welcome.
 
     Returns:
@@ -101,6 +103,9 @@ def transform(
         trees.check_like(name, reference, **checked)
         trees.check_state_like(
             name, reference, **{field: getattr(state, field) for field in state_like_params}
+        )
+        trees.check_like(
+            name, reference, **{field: getattr(state, field) for field in state_in_dtype_of_params}
         )
         selected = None if params is None else reference
         try:

@@ -201,7 +201,7 @@ def multibatch_direction(
         init,
         update,
         needs=("params", "overlap_value_fn"),
-        state_like_params=("last_params",),
+        state_in_dtype_of_params=("last_params",),
     )
 
 

@@ -143,5 +143,5 @@ def svrg_estimate(name: str, anchor_interval: int | None) -> optax.GradientTrans
     if anchor_interval is not None:
         needs += ("full_value_fn",)
     return transform(
-        name, init, update, needs=needs, state_like_params=("anchor", "anchor_gradient")
+        name, init, update, needs=needs, state_in_dtype_of_params=("anchor", "anchor_gradient")
     )

@@ -281,9 +281,6 @@ def adapt_scale(
 
     def update(updates, state, params, *, gradient, **extra):
         reference = updates if params is None else params
-        if not is_averaged:
-            # The last updates themselves, which have the dtype of the parameters.
-            trees.check_like(_NAME, reference, previous_updates=state.previous_updates)
         # Squares overflow in float32 for entries beyond 1e19. They would stay in Adam for ever.
         is_usable = jnp.isfinite(trees.squared_norm(gradient))
         log_scale = learn(state, gradient)
@@ -344,4 +341,6 @@ def adapt_scale(
     needs = ("params", "value_fn") if first_step is not None else ()
     if max_relative_update is not None:
         needs = needs or ("params",)
-    return transform(_NAME, init, update, needs=needs, state_like_params=("previous_updates",))
+    # A sum of updates is wide. The last updates themselves have the dtype of the parameters.
+    kind = "state_like_params" if is_averaged else "state_in_dtype_of_params"
+    return transform(_NAME, init, update, needs=needs, **{kind: ("previous_updates",)})

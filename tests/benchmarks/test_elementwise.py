@@ -13,7 +13,7 @@ PASSES = {
     "exponentiate_hypentropy": 3,
     "exponentiate_signed": 3,
     "multiplicative adam": 10,
-    "scale_by_gain": 11,
+    "scale_by_gain": 12,
     "egdd": 19,
     "adapt_scale(adam)": 16,
 }
