@@ -42,7 +42,7 @@ _DISAGREEMENT = 0.2
 _announced: set[tuple] = set()
 
 
-def default_radius(mode: str, num_parameters: int, epsilon: float) -> float:
+def default_radius(mode: str, num_parameters: int, found: precision.Precision) -> float:
     r"""Returns the length of a difference's perturbation.
 
         .. math:: r = \min\big( b,\ \max(10^{-3} / \sqrt n,\ 64 \varepsilon) \big), \qquad
@@ -71,8 +71,14 @@ def default_radius(mode: str, num_parameters: int, epsilon: float) -> float:
     bfloat16, ReLU, fresh            0.03 to 0.11 0.6 to 2.1                        0.2 to 1.3
     ================================ ============ ================================= =============
     """
-    balance = epsilon ** (1 / 3) / 4 if mode == "central_difference" else epsilon**0.5 / 3
-    return min(balance, max(1e-3 / max(num_parameters, 1) ** 0.5, 64 * epsilon))
+    epsilon = found.epsilon
+    root = epsilon ** (1 / 3) if mode == "central_difference" else epsilon**0.5
+    if not found.has_kinks:
+        balance = root * (2 if mode == "central_difference" else 3)
+        # In a narrow format the curvature of the gradient is felt already at half of it.
+        return balance if epsilon < _NARROW_EPSILON else balance / 2
+    largest = root / (4 if mode == "central_difference" else 3)
+    return min(largest, max(1e-3 / max(num_parameters, 1) ** 0.5, 64 * epsilon))
 
 
 def difference(
@@ -108,12 +114,13 @@ def difference(
     if trees.is_narrow(params):
         gradient_at_params = None
     params, vector = trees.widen(params), trees.widen(vector)
-    found = precision.of(value_fn, params)
-    default = default_radius(mode, sum(x.size for x in jax.tree.leaves(params)), found.epsilon)
+    found = precision.of(value_fn, params, gradient_fn)
+    default = default_radius(mode, sum(x.size for x in jax.tree.leaves(params)), found)
     _announce(name, mode, default if radius is None else radius, radius is None, found)
     offset = _positive(radius, default) / _length(vector)
+    meets_kinks = radius is None and found.has_kinks
     base_params, is_moved = params, jnp.zeros([], bool)
-    if radius is None:
+    if meets_kinks:
         base_params, is_moved = _below_zero(params, vector, offset)
 
     def gradient_at(distance):
@@ -124,7 +131,7 @@ def difference(
         ahead, behind = gradient_at(offset), gradient_at(-offset)
         central = trees.scale(1 / (2 * offset), trees.subtract(ahead, behind))
         # Rounding keeps the halves of a smooth function apart too, in a narrow format by too much to compare them.
-        if radius is not None or not _has_near_kinks(found) or found.epsilon >= _NARROW_EPSILON:
+        if not meets_kinks or not _has_near_kinks(found) or found.epsilon >= _NARROW_EPSILON:
             return central
         # The gradient that is known comes from another program, which rounds otherwise: by up to an eighth of a half.
         base = gradient_fn(base_params)
@@ -133,7 +140,7 @@ def difference(
             trees.scale(1 / offset, trees.subtract(ahead, base)),
             trees.scale(1 / offset, trees.subtract(base, behind)),
         )
-    base = _gradient_at_base(gradient_fn, base_params, gradient_at_params, radius, is_moved)
+    base = _gradient_at_base(gradient_fn, base_params, gradient_at_params, meets_kinks, is_moved)
     if mode == "forward_difference":
         change = trees.subtract(gradient_at(offset), base)
     else:
@@ -190,10 +197,10 @@ def _below_zero(params: Tree, vector: Tree, offset: Scalar) -> tuple[Tree, jax.A
     return moved, jnp.any(jnp.asarray([*jax.tree.leaves(any_moved), False]))
 
 
-def _gradient_at_base(gradient_fn, base_params, gradient_at_params, radius, is_moved):
+def _gradient_at_base(gradient_fn, base_params, gradient_at_params, meets_kinks, is_moved):
     if gradient_at_params is None:
         return gradient_fn(base_params)
-    if radius is not None:
+    if not meets_kinks:
         return gradient_at_params
     if jax.sharding.get_abstract_mesh().manual_axes:
         # The devices of a `shard_map` might disagree about a branch, and then wait in it for one another for ever.
