@@ -35,7 +35,13 @@ _SHAPES = ("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose")
 _MOVES = ("slice", "rev", "concatenate", "gather", "dynamic_slice", "split", "pad")
 _MOVES += ("sign", "reduce_precision", "psum", "pmax", "all_gather")
 _IN_ORDER = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
-_IN_ORDER += ("custom_jvp_call", "custom_vjp_call", "custom_lin", "shard_map", "custom_vjp_call_jaxpr")
+_IN_ORDER += (
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_lin",
+    "shard_map",
+    "custom_vjp_call_jaxpr",
+)
 
 _PROGRAMS = (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr)
 
@@ -80,7 +86,11 @@ def has_jumps(program: Any) -> bool:
 def _constant(x: Any) -> _Value:
     # A traced constant, such as a batch, has no sign that is known; a large one is not worth a transfer.
     known = not isinstance(x, jax.core.Tracer) and np.size(x) <= 4096
-    known = known and not jnp.iscomplexobj(x) and not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+    known = (
+        known
+        and not jnp.iscomplexobj(x)
+        and not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+    )
     if not known:
         return _Value(False, identity=next(_identities))
     x = np.asarray(x)
@@ -123,9 +133,7 @@ def _used_equations(jaxpr: Any, is_used: Sequence[bool]) -> dict[int, list[bool]
         outputs = [v in live for v in equation.outvars]
         if any(outputs):
             used[id(equation)] = outputs
-            live.update(
-                v for v in equation.invars if not isinstance(v, jax.extend.core.Literal)
-            )
+            live.update(v for v in equation.invars if not isinstance(v, jax.extend.core.Literal))
     return used
 
 

@@ -149,7 +149,9 @@ def test_a_central_difference_takes_the_half_without_the_kink(kink):
 
     x = jnp.float32(1.0)
     # The radius of one parameter reaches over the kink on either side.
-    assert differences.default_radius("central_difference", 1, precision.of(value_fn, x)) > abs(kink)
+    assert differences.default_radius("central_difference", 1, precision.of(value_fn, x)) > abs(
+        kink
+    )
     product = derivatives.hessian_vector_product(value_fn, x, x, mode="central_difference")
     assert float(product) == pytest.approx(1, rel=0.01)
 
@@ -167,9 +169,7 @@ def test_a_smooth_network_is_right_fresh_and_trained(activation, num_steps):
 
 
 @pytest.mark.parametrize("known", [False, True])
-@pytest.mark.parametrize(
-    ("mode", "count"), [("forward_difference", 2), ("central_difference", 2)]
-)
+@pytest.mark.parametrize(("mode", "count"), [("forward_difference", 2), ("central_difference", 2)])
 def test_a_smooth_loss_costs_two_gradients_in_the_compiled_program(mode, count, known):
     value_fn, params = digits_network(jnp.tanh, convolutional=False)
 
