@@ -6,15 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core
 import jax.numpy as jnp
-import numpy as np
 
-from optax_igr._core import trees
+from optax_igr._core import jumps, trees
 
 # What the accelerators do with float32 in a matrix product or a convolution, unless they are told otherwise:
 # TensorFloat-32 keeps 10 bits of the fraction, one pass of a TPU the 7 bits of bfloat16.
 _DEFAULT_PRODUCTS = {"gpu": ("TensorFloat-32", 2.0**-10), "tpu": ("bfloat16", 2.0**-7)}
 _PRODUCTS = ("dot_general", "conv_general_dilated")
-_KINKS = ("max", "min", "abs", "sign", "clamp", "reduce_window_max", "argmax")
 
 
 class Precision(NamedTuple):
@@ -23,7 +21,7 @@ class Precision(NamedTuple):
     Attributes:
       name: the least precise format through which the parameters reach the result.
       epsilon: its machine epsilon.
-      has_kinks: whether they pass a function that has no derivative somewhere, such as ReLU.
+      has_kinks: whether the gradient may jump as the parameters move, as at the kink of a ReLU.
     """
 
     name: str
@@ -31,7 +29,11 @@ class Precision(NamedTuple):
     has_kinks: bool
 
 
-def of(function: Callable[[Any], Any], params: Any) -> Precision:
+def of(
+    function: Callable[[Any], Any],
+    params: Any,
+    gradient_fn: Callable[[Any], Any] | None = None,
+) -> Precision:
     """Returns how precisely a function is computed.
 
     Flax's `dtype=bfloat16` keeps parameters in float32 and computes in bfloat16: the parameters do not tell. Data
@@ -40,40 +42,32 @@ def of(function: Callable[[Any], Any], params: Any) -> Precision:
     Args:
       function: of the parameters; it is traced and not computed.
       params: a pytree of arrays.
+      gradient_fn: its gradient; None takes that of JAX.
     """
     formats = (
         [("float32", float(jnp.finfo(jnp.float32).eps))] if not jax.tree.leaves(params) else []
     )
     formats += [_format(x.dtype) for x in jax.tree.leaves(params)]
     equations = []
+    # Python that looks at numbers cannot be traced. The parameters tell what they can, and its branches are kinks.
+    has_kinks = True
     try:
         jaxpr = jax.make_jaxpr(function)(params).jaxpr
         equations = list(_dependent_equations(jaxpr, [True] * len(jaxpr.invars)))
+        # A kink of the loss is a jump of its gradient. The largest logit of a softmax is a kink of the program alone.
+        gradient = jax.make_jaxpr(gradient_fn or jax.grad(function))(params)
+        has_kinks = jumps.has_jumps(gradient)
     except Exception:
-        # Python that looks at numbers cannot be traced. The parameters tell what they can.
-        equations = []
+        pass
     for equation, _ in equations:
         formats += [_format(v.aval.dtype) for v in equation.outvars if trees.is_inexact(v.aval)]
         formats += _of_product(equation)
     name, epsilon = max(formats, key=lambda f: f[1])
-    has_kinks = any(_has_kink(equation, depends) for equation, depends in equations)
     return Precision(name, epsilon, has_kinks)
 
 
 def _format(dtype: Any) -> tuple[str, float]:
     return str(jnp.dtype(dtype)), float(jnp.finfo(dtype).eps)
-
-
-def _has_kink(equation: Any, depends: list[bool]) -> bool:
-    if equation.primitive.name == "select_n":
-        # A mask of the data has none: its borders do not move with the parameters.
-        return depends[0]
-    if any(jnp.iscomplexobj(v.aval) for v in equation.invars):
-        # The modulus has a tip at zero and no kink.
-        return False
-    # The largest logit of a softmax is `max(-inf, ...)`, the start of a reduction.
-    bounds = [v.val for v in equation.invars if isinstance(v, jax.extend.core.Literal)]
-    return equation.primitive.name in _KINKS and not any(np.all(np.isinf(b)) for b in bounds)
 
 
 def _dependent_equations(jaxpr: Any, depends: list[bool]) -> Iterator[tuple[Any, list[bool]]]:

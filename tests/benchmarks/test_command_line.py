@@ -204,7 +204,8 @@ def test_the_cost_of_a_step_is_measured_beside_the_plain_one_and_by_hand(tmp_pat
     costs = {c.technique: c.measures for c in records.read(tmp_path / "steps.jsonl")}
     assert costs["sgd"]["flops"] == 1
     assert costs["sgd_penalty"]["flops_by_hand"] == pytest.approx(1, abs=0.01)
-    # Two gradients, and the branch for parameters that are exactly zero, which the compiler counts, taken or not.
+    # A network of ReLUs: two gradients, and the branch for parameters that are exactly zero, which the compiler counts,
+    # taken or not. A smooth loss has no branch (see `tests/core/test_differences.py`).
     assert costs["sgd_difference_penalty"]["flops"] == pytest.approx(3.1, abs=0.15)
     assert costs["sgd_penalty"]["state_copies"] < 0.01
 

@@ -149,9 +149,45 @@ def test_a_central_difference_takes_the_half_without_the_kink(kink):
 
     x = jnp.float32(1.0)
     # The radius of one parameter reaches over the kink on either side.
-    assert differences.default_radius("central_difference", 1, 2.0**-23) > abs(kink)
+    assert differences.default_radius("central_difference", 1, precision.of(value_fn, x)) > abs(
+        kink
+    )
     product = derivatives.hessian_vector_product(value_fn, x, x, mode="central_difference")
     assert float(product) == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.gelu], ids=["tanh", "gelu"])
+@pytest.mark.parametrize("num_steps", [0, 130])
+def test_a_smooth_network_is_right_fresh_and_trained(activation, num_steps):
+    # The smaller the gradient the more its own rounding counts: at a loss of 0.01 the radius of kinks gives 0.3.
+    value_fn, params = digits_network(activation, convolutional=False)
+    params = trained(value_fn, params, num_steps)
+    assert num_steps == 0 or value_fn(params) < 0.02
+    errors = errors_of_penalty_gradient(value_fn, params)
+    assert errors.pop("central_difference") < 0.002
+    assert max(errors.values()) < 0.02, errors
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(("mode", "count"), [("forward_difference", 2), ("central_difference", 2)])
+def test_a_smooth_loss_costs_two_gradients_in_the_compiled_program(mode, count, known):
+    value_fn, params = digits_network(jnp.tanh, convolutional=False)
+
+    def flops(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+    def product(params, gradient):
+        return derivatives.hessian_vector_product(
+            value_fn,
+            params,
+            gradient,
+            mode=mode,
+            gradient_at_params=gradient if known else None,
+        )
+
+    one = flops(jax.grad(value_fn), params)
+    expected = count - 1 if known and mode == "forward_difference" else count
+    assert flops(product, params, params) / one == pytest.approx(expected, abs=0.15)
 
 
 @pytest.mark.parametrize("mode", ["forward_difference", "backward_difference"])
@@ -214,16 +250,6 @@ def test_precision_follows_the_parameters_and_not_the_data():
     assert precision.of(inside, w) == ("float16", 2.0**-10, True)
 
 
-@pytest.mark.parametrize("smooth", [jax.nn.gelu, jnp.tanh, jax.nn.softmax, jax.nn.log_softmax])
-def test_smooth_functions_have_no_kinks(smooth):
-    assert not precision.of(lambda x: jnp.sum(smooth(x)), jnp.ones(3)).has_kinks
-
-
-@pytest.mark.parametrize("kinked", [jax.nn.relu, jax.nn.leaky_relu, jnp.abs, jax.nn.hard_tanh])
-def test_kinks_are_found(kinked):
-    assert precision.of(lambda x: jnp.sum(kinked(x)), jnp.ones(3)).has_kinks
-
-
 @pytest.mark.parametrize("norm", ["squared", "plain"])
 @pytest.mark.parametrize("radius", [0.0, -0.1, float("nan"), float("inf")])
 @pytest.mark.parametrize("mode", DIFFERENCES)
@@ -254,8 +280,9 @@ def test_the_gradient_that_is_known_serves_where_no_parameter_is_zero(mode):
 
     def value_fn(x):
         jax.debug.callback(lambda: calls.append(1))
-        return jnp.sum(jnp.sin(x))
+        return jnp.sum(jnp.sin(x)) + jnp.sum(jax.nn.relu(x - 3))
 
+    @quietly
     def product(x, v):
         return derivatives.hessian_vector_product(
             value_fn, x, v, mode=mode, gradient_at_params=jnp.cos(x)
