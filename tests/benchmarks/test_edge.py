@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.engine import records
+from benchmarks.engine import gradient_counts, records
 from benchmarks.engine.table import table
 from benchmarks.experiments import edge, sweep
 from benchmarks.experiments.flow_measurement import flow_measurement
@@ -102,6 +102,23 @@ def test_edge_flow_on_the_same_problem_has_the_oscillation_and_a_center_that_rel
     np.testing.assert_allclose(curve["loss"], center**2 + 0.09, rtol=1e-6)
     np.testing.assert_allclose(curve["sharpness_ratio"], 1.0, rtol=1e-6)
     np.testing.assert_allclose(final["loss_ratio"], 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "products"), [({}, 1), ({"correction": False, "substeps": 1}, 2)]
+)
+def test_a_step_of_edge_flow_costs_two_gradients_and_the_products_it_says(options, products):
+    # Made without the probe: the first direction takes products of its own.
+    state = flows.edge_flow(at_the_edge, 0.3).init(jnp.array([0.3, 0.2]))
+    ledger = gradient_counts._Ledger(None)
+    watched = ledger.watch(lambda params, batch: at_the_edge(params))
+    flow = flows.edge_flow(lambda params: watched(params, None), 0.3, **options)
+    # Operation by operation: compiled, the probe may be called for what is only traced.
+    with jax.disable_jit():
+        flow.step(state)
+        jax.effects_barrier()
+    # At the two ends, and at the center, whose gradient a product takes with it.
+    assert (ledger.gradients, ledger.products) == (3, products)
 
 
 def test_the_headline_compares_with_gradient_flow_and_names_each_optimizer():
