@@ -14,6 +14,8 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from optax_igr._core import paths
+
 # A tree of arrays. `chex.ArrayTree` is a union of which a type checker cannot tell leaves from branches.
 Tree = Any
 
@@ -78,58 +80,6 @@ def as_array(x: Any) -> Any:
 def as_arrays(tree: Tree) -> Tree:
     """Applies :func:`as_array` to every leaf, so that Optax's NumPy trees and restored states are accepted."""
     return jax.tree.map(as_array, tree)
-
-
-def is_box(x: Any) -> bool:
-    """Says whether a node only holds a value and metadata: a variable of NNX, or a box of Linen.
-
-    They are known by their methods, since this package does not need Flax.
-    """
-    return all(hasattr(x, name) for name in ("get_value", "get_metadata")) or all(
-        hasattr(x, name) for name in ("unbox", "replace_boxed")
-    )
-
-
-def unboxed(tree: Tree) -> Tree:
-    """Puts its value in the place of every box, however many there are around it."""
-
-    def value(x):
-        if not is_box(x):
-            return x
-        return unboxed(jax.tree.leaves(x, is_leaf=lambda child: child is not x)[0])
-
-    return jax.tree.map(value, tree, is_leaf=is_box)
-
-
-def leaves_with_path(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
-    """Returns the leaves with their paths, in which a box is no step.
-
-    NNX hands variables to `init` and their values to `update`. A rule on paths must see the same in both.
-    """
-    return jax.tree_util.tree_leaves_with_path(unboxed(tree))
-
-
-def map_with_path(function: Callable, tree: Tree, *rest: Tree) -> Tree:
-    """Maps `function(path, leaf, *others)` over a tree, with the paths of :func:`leaves_with_path`."""
-    leaves, structure = jax.tree.flatten(tree)
-    others = [structure.flatten_up_to(other) for other in rest]
-    paths = [path for path, _ in leaves_with_path(tree)]
-    return structure.unflatten(
-        [function(*arguments) for arguments in zip(paths, leaves, *others, strict=True)]
-    )
-
-
-def is_function(x: Any) -> bool:
-    """Says whether an argument that may be a tree or a function of one is the function.
-
-    A module of Equinox is both: a tree that can be called. It counts as the tree that it is.
-    """
-    return callable(x) and jax.tree_util.treedef_is_leaf(jax.tree.structure(x))
-
-
-def spell(path: tuple[Any, ...]) -> str:
-    """Writes a path for an error message or a table: `layers/0/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "at the root"
 
 
 def cast_like(tree: Tree, reference: Tree) -> Tree:
@@ -225,7 +175,7 @@ def select(transform: str, tree: Tree, mask: Any = None) -> tuple[Tree, Callable
       number, and a function that puts the leaves left out back into a tree of that kind.
     """
     # A mask is made from values and is one of values, whether or not the parameters come in boxes.
-    mask = unboxed(mask(unboxed(tree)) if is_function(mask) else mask)
+    mask = paths.unboxed(mask(paths.unboxed(tree)) if paths.is_function(mask) else mask)
     mask = True if mask is None else mask
     try:
         selected = jax.tree.map(

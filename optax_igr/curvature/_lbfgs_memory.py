@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from optax_igr._core import control_flow, trees
+from optax_igr._core import control_flow, paths, trees
 
 Form = Literal["two_loop", "gram"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -71,7 +71,7 @@ def init(params: chex.ArrayTree, memory_size: int, history_dtype: Any = None) ->
 
     def history():
         # Without boxes, which say how the axes of an array are laid out over devices: a history has one axis more.
-        unboxed = trees.unboxed(params)
+        unboxed = paths.unboxed(params)
         return jax.tree.map(lambda p: _slots(p, memory_size, history_dtype), unboxed)
 
     def count():

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import hyperparameters, paths, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr.diagnostics import _checks, _progress
 from optax_igr.operators import leaves, schatten
@@ -236,7 +236,7 @@ def _unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _norms(params: Any, operator: Any) -> jax.Array:
     """Returns an upper bound of the norm of each layer."""
-    for path, _ in trees.leaves_with_path(params):
+    for path, _ in paths.leaves_with_path(params):
         if "scale" in {getattr(entry, "key", getattr(entry, "name", None)) for entry in path}:
             raise ValueError(
                 f"{_NAME}: {jax.tree_util.keystr(path)} is the scale of a normalisation layer, whose Lipschitz "

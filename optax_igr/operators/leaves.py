@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import hyperparameters, paths, trees
 from optax_igr.operators.conv_operator import ConvOperator
 from optax_igr.operators.conv_transpose_operator import ConvTransposeOperator
 from optax_igr.operators.matrix_operator import MatrixOperator
@@ -42,13 +42,13 @@ def resolve(transform: str, tree: Any, operator: Any = None, mask: Any = None) -
     selected, _ = trees.select(transform, trees.as_arrays(tree), mask)
     structure = jax.tree.structure(selected)
     # NNX hands boxed variables to `init` and their values to `update`. Both must lead to the same operators.
-    leaves = trees.leaves_with_path(selected)
+    leaves = paths.leaves_with_path(selected)
     if not leaves:
         return selected
     choices = (
         [operator] * len(leaves)
         if operator is None
-        else _broadcast(transform, operator, trees.unboxed(selected))
+        else _broadcast(transform, operator, paths.unboxed(selected))
     )
     return structure.unflatten(
         _resolve_leaf(transform, path, leaf, choice, is_default=operator is None)

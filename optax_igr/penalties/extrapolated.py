@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import hyperparameters, paths, trees
 from optax_igr._core.transform import transform
 
 _NAME = "extrapolated_gradient_penalty"
@@ -189,8 +189,8 @@ def extrapolation_eval_params(state: optax.OptState, params: Any) -> chex.ArrayT
     """
     total = {}
     for displacement in _displacements(state):
-        for path, d in trees.leaves_with_path(displacement):
-            total[trees.spell(path)] = total.get(trees.spell(path), 0) + d
+        for path, d in paths.leaves_with_path(displacement):
+            total[paths.spell(path)] = total.get(paths.spell(path), 0) + d
     if not total and not list(_displacements(state)):
         raise ValueError(
             "extrapolation_eval_params: `state` holds no `displacement`; expected the state of "
@@ -199,18 +199,18 @@ def extrapolation_eval_params(state: optax.OptState, params: Any) -> chex.ArrayT
 
     # By path, since a mask leaves holes and a framework its boxes in one of the two trees alone.
     def evaluated(path, y):
-        d = total.pop(trees.spell(path), None)
+        d = total.pop(paths.spell(path), None)
         if d is None:
             return y
         if jnp.shape(d) != jnp.shape(y):
             raise ValueError(
-                f"extrapolation_eval_params: leaf {trees.spell(path)} of `params` has shape "
+                f"extrapolation_eval_params: leaf {paths.spell(path)} of `params` has shape "
                 f"{list(jnp.shape(y))}, its displacement {list(jnp.shape(d))}."
             )
         y = trees.as_array(y)
         return (y.astype(d.dtype) - d).astype(y.dtype)
 
-    result = trees.map_with_path(evaluated, params)
+    result = paths.map_with_path(evaluated, params)
     if total:
         raise ValueError(
             f"extrapolation_eval_params: `params` has no leaf {next(iter(total))}; expected all parameters that "

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import hyperparameters, paths, trees
 from optax_igr._core.transform import transform
 from optax_igr.operators import leaves, schatten
 
@@ -119,7 +119,7 @@ def add_schatten_decay(
 
     def init(params):
         # A box says how its array is laid out over devices. That does not fit a norm.
-        unboxed = trees.unboxed(params)
+        unboxed = paths.unboxed(params)
         chosen = leaves.resolve(_NAME, unboxed, operator, mask)
         zeros = leaves.map_operators(leaves.zero_norm, chosen, unboxed)
         return SchattenDecayState(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import hyperparameters, paths, trees
 from optax_igr._core.transform import transform
 from optax_igr.operators import leaves, power_iteration
 
@@ -101,7 +101,7 @@ def add_spectral_decay(
 
     def init(params):
         # A box says how its array is laid out over devices. That fits neither a norm nor a singular vector.
-        params = trees.unboxed(params)
+        params = paths.unboxed(params)
         chosen = leaves.resolve(_NAME, params, operator, mask)
         zeros, vectors = (
             leaves.as_state(leaves.map_operators(function, chosen, params))

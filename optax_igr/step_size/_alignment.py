@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import hyperparameters, paths, trees
 from optax_igr.step_size import _log_domain
 from optax_igr.step_size._quadratic_model import divide
 
@@ -48,7 +48,7 @@ def initial_log_scale(params: chex.ArrayTree, granularity: str) -> chex.ArrayTre
     if granularity == "tree":
         return jnp.zeros([], trees.scalar_dtype(params))
     # Without boxes, which say how an array is laid out over devices: that does not fit a number.
-    return jax.tree.map(lambda p: jnp.zeros([], trees.scalar_dtype(p)), trees.unboxed(params))
+    return jax.tree.map(lambda p: jnp.zeros([], trees.scalar_dtype(p)), paths.unboxed(params))
 
 
 def map_scaled(function: Any, log_scale: chex.ArrayTree, *tree: Any) -> chex.ArrayTree:

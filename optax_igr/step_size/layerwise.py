@@ -23,7 +23,7 @@ import optax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from optax_igr._core import hyperparameters, trees
+from optax_igr._core import hyperparameters, paths, trees
 from optax_igr._core.transform import transform
 
 KeyPath = tuple[Any, ...]
@@ -142,7 +142,7 @@ def layerwise_decay(
         if depth.dtype.kind not in "iu" or (depth < 0).any() or (depth >= num_layers).any():
             raise ValueError(
                 f"{name}: `depth_fn` must return integers from 0 to num_layers - 1 = {num_layers - 1}; "
-                f"for {trees.spell(path)} it returned {depth.tolist()}."
+                f"for {paths.spell(path)} it returned {depth.tolist()}."
             )
         # From the last layer, not from the number of layers: that would slow the last one down too.
         layers_behind = num_layers - 1 - depth
@@ -181,9 +181,9 @@ def factor_table(transform: optax.GradientTransformation, params: Any) -> str:
     )
     factors, _ = transform.update(ones, transform.init(ones), ones)
     rows = [("parameter", "shape", "factor")]
-    for path, factor in trees.leaves_with_path(factors):
+    for path, factor in paths.leaves_with_path(factors):
         summary = _summary(np.asarray(factor)) if trees.is_inexact(factor) else "left alone"
-        rows.append((trees.spell(path), str(factor.shape), summary))
+        rows.append((paths.spell(path), str(factor.shape), summary))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = (
         "  ".join(f"{x:{width}}" for x, width in zip(row, widths, strict=True)) for row in rows
@@ -196,18 +196,18 @@ def _scale_by_path(name: str, factor_fn: Callable) -> optax.GradientTransformati
         def factor(path, leaf):
             value = factor_fn(path, leaf)
             if value is None:
-                raise ValueError(f"{name}: no rule covers the parameter {trees.spell(path)}.")
+                raise ValueError(f"{name}: no rule covers the parameter {paths.spell(path)}.")
             if callable(value):
                 value = jnp.asarray(value(count))
                 # A schedule shows its values only here. One that is not finite leaves the step of this parameter out.
                 value = jnp.where(jnp.isfinite(value), value, 0)
             elif not _is_finite(value):
                 raise ValueError(
-                    f"{name}: the factor of {trees.spell(path)} must be finite, got {value!r}."
+                    f"{name}: the factor of {paths.spell(path)} must be finite, got {value!r}."
                 )
             return _aligned(name, path, jnp.asarray(value), leaf)
 
-        return trees.map_with_path(factor, tree)
+        return paths.map_with_path(factor, tree)
 
     def init(params):
         count = jnp.zeros([], jnp.int32)
@@ -239,7 +239,7 @@ def _aligned(transform: str, path: KeyPath, factor: jax.Array, leaf: Any) -> jax
     fits = all(n in (1, m) for n, m in zip(shape, leaf.shape, strict=False))
     if len(shape) != len(leaf.shape) or not fits:
         raise ValueError(
-            f"{transform}: the factor of {trees.spell(path)} has shape {factor.shape}, which are not the "
+            f"{transform}: the factor of {paths.spell(path)} has shape {factor.shape}, which are not the "
             f"first axes of its shape {tuple(leaf.shape)}."
         )
     return factor.reshape(shape).astype(jnp.finfo(trees.widened(leaf.dtype)).dtype)

@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from optax_igr._core import hyperparameters, transform, trees
+from optax_igr._core import hyperparameters, paths, transform, trees
 
 
 def add_loss_gradient():
@@ -243,15 +243,17 @@ def test_paths_do_not_see_boxes():
         "tree in a variable": (nnx.Param({"a": jnp.ones(2)}), ["a"]),
         "one leaf": (jnp.ones(2), ["at the root"]),
     }
-    for name, (tree, paths) in expected.items():
-        assert [trees.spell(path) for path, _ in trees.leaves_with_path(tree)] == paths, name
-        spelled = trees.map_with_path(lambda path, x, y: (trees.spell(path), x is y), tree, tree)
+    for name, (tree, spelled_paths) in expected.items():
+        assert [paths.spell(path) for path, _ in paths.leaves_with_path(tree)] == spelled_paths, (
+            name
+        )
+        spelled = paths.map_with_path(lambda path, x, y: (paths.spell(path), x is y), tree, tree)
         chex.assert_trees_all_equal_structs(
             jax.tree.map(lambda _: 0, tree),
             jax.tree.map(lambda _: 0, spelled, is_leaf=lambda x: isinstance(x, tuple)),
         )
         assert jax.tree.leaves(spelled, is_leaf=lambda x: isinstance(x, tuple)) == [
-            (path, True) for path in paths
+            (path, True) for path in spelled_paths
         ]
 
 
@@ -266,7 +268,7 @@ def test_a_mask_is_made_from_values_and_fits_boxes():
     for mask in (is_kernel, is_kernel(nnx.as_pure(boxed)), jax.tree.map(lambda _: True, boxed)):
         for tree in (boxed, nnx.as_pure(boxed)):
             selected, fill = trees.select("t", tree, mask)
-            kept = {trees.spell(path) for path, _ in trees.leaves_with_path(selected)}
+            kept = {paths.spell(path) for path, _ in paths.leaves_with_path(selected)}
             assert "kernel" in kept
             chex.assert_trees_all_equal(fill(selected), tree)
 
