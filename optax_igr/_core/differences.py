@@ -9,8 +9,7 @@ with :math:`\epsilon = r / \|v\|`: the radius :math:`r` is the length of the per
 
 A difference knows nothing of kinks. Between its two points a unit of a ReLU network may turn on, and its gradient
 jumps by an amount that the division by :math:`\epsilon` makes large; an exact mode takes the derivative of the piece
-that :math:`\theta` lies on. With the default radius this module keeps
-to one piece of a loss with kinks where it can:
+that :math:`\theta` lies on. With the default radius this module keeps to one piece of a loss with kinks where it can:
 
 - The radius is small.
 - A central difference compares its two halves. Where they disagree by more than a fifth a unit has turned on in one
