@@ -9,8 +9,7 @@ with :math:`\epsilon = r / \|v\|`: the radius :math:`r` is the length of the per
 
 A difference knows nothing of kinks. Between its two points a unit of a ReLU network may turn on, and its gradient
 jumps by an amount that the division by :math:`\epsilon` makes large; an exact mode takes the derivative of the piece
-that :math:`\theta` lies on. With the default radius this module keeps
-to one piece of a loss with kinks where it can:
+that :math:`\theta` lies on. With the default radius this module keeps to one piece of a loss with kinks where it can:
 
 - The radius is small.
 - A central difference compares its two halves. Where they disagree by more than a fifth a unit has turned on in one
@@ -66,7 +65,8 @@ def default_radius(mode: str, num_parameters: int, found: precision.Precision) -
 
     Relative errors of :math:`Hg` against the exact mode, on digits (dense networks of 15,000 and 26,000 parameters,
     convolutions of 2,000; batches of 64 and 128, softmax cross-entropy, zero biases at the start). A wider radius does
-    not help a one-sided difference with kinks: one unit that turns on within it makes it 2 to 7,000 times too large.
+    not help a one-sided difference with kinks: one unit that turns on within it makes it 2 to 7,000 times too large
+    (in 1 of 12 halves that were measured on trained networks at this radius). Rows of ReLU, one-sided: forward.
 
     ============================================ ======================== =======================
     network                                      one-sided                central

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
@@ -214,16 +215,14 @@ def _result(equation: Any, name: str, values: list[_Value]) -> _Value:
     is_product = name == "mul" and values[0].identity == values[1].identity
     if is_square or is_product:
         is_nonnegative = not jnp.iscomplexobj(equation.outvars[0].aval)
-        is_sum = first.moment is not None and first.moment[0] == "sum"
-        moment = ("square of sum", first.moment[1]) if is_sum else ("square", first.identity)
+        moment = ("square", first.identity)
+        if first.moment and first.moment[0] == "sum":
+            moment = ("square of sum", first.moment[1])
     elif name == "reduce_sum":
         axes = equation.params["axes"]
-        is_of_square = first.moment is not None and first.moment[0] == "square"
-        moment = (
-            ("sum of squares", (first.moment[1], axes))
-            if is_of_square
-            else ("sum", (first.identity, axes))
-        )
+        moment = ("sum", (first.identity, axes))
+        if first.moment and first.moment[0] == "square":
+            moment = ("sum of squares", (first.moment[1], axes))
     elif name in ("mul", "div") and len(moves) == 1:
         moment = moves[0].moment
     elif name == "sub" and first.moment and values[1].moment:
