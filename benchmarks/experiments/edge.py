@@ -106,12 +106,12 @@ def _after(flow: Any, count: int) -> Any:
     """The state of Adam's flow with the parameters and moments of Adam after some steps."""
     value_fn, params = network()
     optimizer = optax.adam(**ADAM)
-    state = optimizer.init(params)
+    state: Any = optimizer.init(params)
     update = jax.jit(lambda p, s: optimizer.update(jax.grad(value_fn)(p), s, p))
     for _ in range(count):
         updates, state = update(params, state)
         params = optax.apply_updates(params, updates)
-    moments = state[0]
+    moments: Any = state[0]
     start = flow.init(params)
     return start._replace(count=moments.count, momentum=moments.mu, second_moment=moments.nu)
 
