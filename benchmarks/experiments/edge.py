@@ -27,6 +27,7 @@ NUM_IMAGES, WIDTHS = 200, (12, 12)
 RATE, NUM_STEPS = 0.22, 300
 DIRECTIONS = 2
 ADAM: dict[str, Any] = {"learning_rate": 0.01, "b1": 0.9, "b2": 0.95}
+WARM_STEPS = 20
 RMSPROP: dict[str, Any] = {"learning_rate": 0.002, "decay": 0.95, "initial_scale": 1e-4}
 ABOUT = f"tanh MLP 64-{'-'.join(map(str, WIDTHS))}-10, mean squared error, {NUM_IMAGES} digits, full batch, float64"
 
@@ -101,20 +102,35 @@ def _stable(correction: bool) -> Any:
     return _central(correction=correction, threshold=1e9, substeps=32 if correction else 4)
 
 
-def _of_flow(flow: Any, optimizer: optax.GradientTransformation) -> Any:
-    _, info, path = flow.trajectory(network()[1], NUM_STEPS, observe=lambda p: p)
+def _after(flow: Any, count: int) -> Any:
+    """The state of Adam's flow with the parameters and moments of Adam after some steps."""
+    value_fn, params = network()
+    optimizer = optax.adam(**ADAM)
+    state: Any = optimizer.init(params)
+    update = jax.jit(lambda p, s: optimizer.update(jax.grad(value_fn)(p), s, p))
+    for _ in range(count):
+        updates, state = update(params, state)
+        params = optax.apply_updates(params, updates)
+    moments: Any = state[0]
+    start = flow.init(params)
+    return start._replace(count=moments.count, momentum=moments.mu, second_moment=moments.nu)
+
+
+def _of_flow(flow: Any, optimizer: optax.GradientTransformation, first: int = 0) -> Any:
+    start = _after(flow, first) if first else network()[1]
+    _, info, path = flow.trajectory(start, NUM_STEPS - first, observe=lambda p: p)
     iterates, values = steps(optimizer)
     end = jax.tree.map(lambda x: x[1:], path)
-    means = jax.tree.map(lambda x: x[: NUM_STEPS - 1], centers(iterates))
+    means = jax.tree.map(lambda x: x[first : NUM_STEPS - 1], centers(iterates))
     distance = distances(end, means)
     travelled = distances(means, jax.tree.map(lambda x: x[None], network()[1]))[-1]
-    oscillation = np.zeros(NUM_STEPS)
+    oscillation = np.zeros(NUM_STEPS - first)
     if hasattr(info, "covariance_eigenvalues"):
         oscillation = np.sqrt(np.sum(np.asarray(info.covariance_eigenvalues), axis=1))
     elif hasattr(info, "magnitude"):
         oscillation = np.asarray(info.magnitude)
     late = slice(NUM_STEPS // 2, NUM_STEPS)
-    predicted = float(np.mean(np.asarray(info.averaged_loss)[late]))
+    predicted = float(np.mean(np.asarray(info.averaged_loss)[NUM_STEPS // 2 - first :]))
     return _record(
         info.averaged_loss[1:],
         info.sharpness_ratio[1:],
@@ -149,7 +165,7 @@ def _record(losses, ratio, distance, oscillation, **measures):
     # Every third step draws the same lines.
     shown = slice(None, None, 3)
     columns = {
-        "step": np.arange(1, NUM_STEPS),
+        "step": np.arange(NUM_STEPS - len(losses), NUM_STEPS),
         "loss": losses,
         "distance": distance,
         "oscillation": oscillation,
@@ -178,6 +194,12 @@ def measurements() -> list[Measurement]:
         "Adam": lambda: _of_steps(adam, sharpness=False),
         "central flow, corrected": lambda: _of_flow(
             flows.adam_central_flow(network()[0], **ADAM, num_directions=DIRECTIONS), adam
+        ),
+        # At the first step the second moment of a parameter may be near zero, which is no edge.
+        f"central flow, from step {WARM_STEPS}": lambda: _of_flow(
+            flows.adam_central_flow(network()[0], **ADAM, num_directions=DIRECTIONS),
+            adam,
+            first=WARM_STEPS,
         ),
     }
     of_rmsprop = {

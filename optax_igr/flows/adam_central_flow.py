@@ -55,6 +55,16 @@ def adam_central_flow(
     the oscillation acts at once, as if the moment had settled. More substeps take the continuous averages in
     their place.
 
+    Begin after some steps of Adam, with its moments: `flow.init(params)._replace(count=adam.count,
+    momentum=adam.mu, second_moment=adam.nu)`. At the first step the second moment of a parameter whose
+    gradient is near zero is tiny. Its preconditioned curvature can be far above the largest stable one
+    for that one step, and the flow moves it where Adam does not.
+
+    Measured on one small tanh network on digits, mean squared error, 300 steps, one seed: from the first
+    step the flow moved one parameter by 1.5 at once and ended 0.68 of the whole path away from the
+    iterates; its predicted loss was right to 6 % in the mean over the second half. From step 20 it ended
+    0.035 of the path away, and its predicted loss was 13 % too low: the loss of Adam has peaks there.
+
     Args:
       value_fn: `params -> scalar`, the loss on all data; see `central_flow`.
       learning_rate: the number :math:`\eta`.
@@ -141,6 +151,10 @@ def rmsprop_central_flow(
     .. math::
       \dot w = -P^{-1} \big(\nabla L + \tfrac12 \nabla_w \langle \Sigma, H \rangle\big), \qquad
       \dot\nu = r \big(g^2 + \mathrm{diag}(H \Sigma H) - \nu\big)
+
+    On one small tanh network on digits, mean squared error, 300 steps, one seed, the predicted loss was
+    right to 5 % in the mean over the second half. The flow ended 0.14 of the whole path away from the
+    iterates.
 
     Args:
       value_fn: `params -> scalar`, the loss on all data; see `central_flow`.

@@ -98,9 +98,9 @@ def edge_flow(
 
     A step costs two gradients and one product with the Hessian, for each substep, with the default
     `correction` and one substep: 4.4 gradients in compiled FLOPs (multi-layer perceptron
-    64-128-128-10 with tanh), of which the product takes 2.3. It costs another product otherwise. It follows one
-    direction: where a
-    second one reaches the edge, nothing holds that one, and `central_flow` is the flow to take.
+    64-128-128-10 with tanh), of which the product takes 2.3. It costs another product otherwise. The
+    flow follows one direction: where a second one reaches the edge, nothing holds that one, and
+    `central_flow` is the flow to take.
 
     It was measured on five small networks on digits, one seed each. The table has the distance from the
     mean of the iterates after 300 to 400 steps; the first row is the recorded run of `python -m
