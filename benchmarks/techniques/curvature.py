@@ -85,7 +85,7 @@ def line_searched(direction: optax.GradientTransformationExtraArgs) -> Any:
     search = optax.scale_by_backtracking_linesearch(15)
 
     def optimizer(rate):
-        along = optax.chain(optax.scale(-rate), search)
+        along: Any = optax.chain(optax.scale(-rate), search)
 
         def init(params):
             return direction.init(params), *along.init(params)

@@ -342,5 +342,12 @@ def adapt_scale(
     if max_relative_update is not None:
         needs = needs or ("params",)
     # A sum of updates is wide. The last updates themselves have the dtype of the parameters.
-    kind = "state_like_params" if is_averaged else "state_in_dtype_of_params"
-    return transform(_NAME, init, update, needs=needs, **{kind: ("previous_updates",)})
+    fields = ("previous_updates",)
+    return transform(
+        _NAME,
+        init,
+        update,
+        needs=needs,
+        state_like_params=fields if is_averaged else (),
+        state_in_dtype_of_params=() if is_averaged else fields,
+    )
