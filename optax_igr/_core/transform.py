@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import optax
 
-from optax_igr._core import extra_args, hyperparameters, trees
+from optax_igr._core import extra_args, hyperparameters, paths, trees
 
 
 def transform(
@@ -76,6 +76,21 @@ def transform(
     def prepared_init(params):
         return init(_Differentiable(params).part_of(trees.as_arrays(params)))
 
+    def update_of_values(updates, state, params=None, **extra):
+        """Takes boxes off before the update and puts them back after it, where a program keeps them throughout."""
+        if not any(map(paths.is_box, jax.tree.leaves((updates, params), is_leaf=paths.is_box))):
+            return prepared_update(updates, state, params, **extra)
+        boxed = updates if params is None else params
+        extra = extra_args.mapped(extra, lambda function: _of_boxed(function, boxed))
+        if extra.get("grad") is not None:
+            extra["grad"] = paths.unboxed(extra["grad"])
+        values = [paths.unboxed(tree) for tree in (updates, state, params)]
+        results = prepared_update(*values, **extra)
+        return tuple(
+            jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(result))
+            for like, result in zip((updates, state), results, strict=True)
+        )
+
     def prepared_update(updates, state, params=None, **extra):
         given = {"params": params, **extra}
         extra_args.require(name, **{needed: given.get(needed) for needed in needs})
@@ -114,7 +129,7 @@ def transform(
             raise extra_args.explained(name, extra, selected, error) from error
         return differentiable.fill(updates, given_updates), state
 
-    return optax.GradientTransformationExtraArgs(prepared_init, prepared_update)
+    return optax.GradientTransformationExtraArgs(prepared_init, update_of_values)
 
 
 def scale_by_learning_rate(
@@ -132,6 +147,20 @@ def scale_by_learning_rate(
     """
     rate = hyperparameters.checked(name, "learning_rate", learning_rate)
     return optax.scale_by_learning_rate(rate)
+
+
+def _of_boxed(function: Callable, boxed: Any) -> Callable:
+    """Returns a function of the values in the boxes of the parameters."""
+    structure = jax.tree.structure(boxed)
+
+    @functools.wraps(function)
+    def of_values(values, *args, **kwargs):
+        leaves = jax.tree.leaves(values)
+        # A tree of other leaves comes from `optax.masked`, and is for the function to complete.
+        is_whole = len(leaves) == structure.num_leaves
+        return function(structure.unflatten(leaves) if is_whole else values, *args, **kwargs)
+
+    return of_values
 
 
 class _Differentiable:

@@ -243,6 +243,9 @@ def adam_divisor(
       >>> _, state = optimizer.update(jnp.array(3.0), optimizer.init(jnp.array(0.0)))
       >>> print(f"{diagnostics.adam_divisor()(state):.2f}")
       3.00
+
+    References:
+      Cohen et al, `Adaptive Gradient Methods at the Edge of Stability <https://arxiv.org/abs/2207.14484>`_, 2022
     """
 
     def divisor(state):
@@ -275,6 +278,9 @@ def rmsprop_divisor(eps: Scalar = 1e-8, eps_in_sqrt: bool = True) -> Callable[[A
       >>> _, state = optimizer.update(jnp.array(3.0), optimizer.init(jnp.array(0.0)))
       >>> print(f"{diagnostics.rmsprop_divisor()(state):.2f}")
       1.50
+
+    References:
+      Cohen et al, `Adaptive Gradient Methods at the Edge of Stability <https://arxiv.org/abs/2207.14484>`_, 2022
     """
 
     def divisor(state):

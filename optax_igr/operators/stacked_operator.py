@@ -95,7 +95,7 @@ def stacked_operator(operator: Single, axes: int | Sequence[int] = 0) -> Stacked
     Examples:
       >>> import jax.numpy as jnp, optax_igr.operators
       >>> conv = optax_igr.conv_operator((8, 8), padding="CIRCULAR")
-      >>> kernels = jnp.ones([3, 3, 1, 1]) * jnp.array([1.0, 2.0])[:, None, None, None, None]
+      >>> kernels = jnp.stack([jnp.ones([3, 3, 1, 1]), 2 * jnp.ones([3, 3, 1, 1])])
       >>> both = optax_igr.operators.stacked_operator(conv)
       >>> print(optax_igr.operators.spectral_norm(kernels, operator=both).round(3))
       [ 9. 18.]
