@@ -31,7 +31,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from optax_igr._core import precision, trees
+from optax_igr._core import control_flow, precision, trees
 from optax_igr._core.hyperparameters import Scalar
 from optax_igr._core.trees import Tree
 
@@ -169,7 +169,7 @@ def _central_on_one_piece(gradient_fn, params, vector, offset):
     if jax.sharding.get_abstract_mesh().manual_axes:
         # As in `_gradient_at_base`.
         return with_near(None)
-    return jax.lax.cond(agrees, lambda _: wide, with_near, None)
+    return control_flow.cond(agrees, lambda _: wide, with_near, None)
 
 
 def _on_one_piece(gradient_fn, params, vector, offset):
@@ -241,7 +241,7 @@ def _gradient_at_base(gradient_fn, base_params, gradient_at_params, meets_kinks,
         # The devices of a `shard_map` might disagree about a branch, and then wait in it for one another for ever.
         return gradient_fn(base_params)
     # After the first steps of training nothing is exactly zero: the gradient that is known serves.
-    return jax.lax.cond(is_moved, gradient_fn, lambda _: gradient_at_params, base_params)
+    return control_flow.cond(is_moved, gradient_fn, lambda _: gradient_at_params, base_params)
 
 
 def _announce(name, mode, radius, is_default, found):

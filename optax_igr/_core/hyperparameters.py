@@ -125,16 +125,7 @@ def check_scalar_or_schedule(
 
     A traced number (`optax.inject_hyperparams` makes one of every number) has no value to compare.
     """
-    if not callable(value):
-        check_scalar(
-            transform,
-            name,
-            value,
-            at_least=at_least,
-            above=above,
-            below=below,
-            expected="a real number or a schedule",
-        )
+    checked(transform, name, value, at_least=at_least, above=above, below=below)
 
 
 def check_scalar(
